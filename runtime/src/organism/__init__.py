@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Daemons, command-line tools and client of the organism.proxmox GPU pool."""
