@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Debian packages: only those that are missing, and a word on why each is wanted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from .steps import StepFailed, Steps
+
+LAB = {
+    "ca-certificates": "TLS to the package index",
+    "iproute2": "the lab's bridge",
+    "mmdebstrap": "builds the lab machines' Debian tree",
+    "openssh-client": "Ansible's way into the lab machines",
+    "rsync": "copies trees",
+    "systemd-container": "systemd-nspawn, which runs the lab machines",
+}
+TEST = {
+    "e2fsprogs": "file systems that the cache tests fill up",
+    "git": "the checkers' view of which files belong to the project",
+    "shellcheck": "checks the shell scripts",
+    "strace": "counts what the durability tests must see",
+    "systemd": "systemd-analyze, which verifies the units",
+}
+WANTED = {"demo": LAB, "test": LAB | TEST}
+
+
+def missing(packages: dict[str, str]) -> list[str]:
+    """Names of `packages` that dpkg does not have installed."""
+    if shutil.which("dpkg-query") is None:
+        return sorted(packages)
+    query = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it complains about names that it does not know, which is the answer we want
+        text=True,
+        check=False,
+    )
+    have = {line.split()[0] for line in query.stdout.splitlines() if line.endswith(" installed")}
+    return sorted(set(packages) - have)
+
+
+def install(packages: list[str], why: dict[str, str], steps: Steps) -> None:
+    """apt-get install `packages`, through sudo when not root; StepFailed says what to do where neither works."""
+    for name in packages:
+        steps.say(f"      {name:<20} {why[name]}")
+    by_hand = f"apt-get install {' '.join(packages)}"
+    if shutil.which("apt-get") is None:
+        raise StepFailed(f"{steps.title}: this system has no apt-get: install the equivalents of these packages, then run again")
+    prefix: list[str] = []
+    if os.geteuid() != 0:
+        if shutil.which("sudo") is None:
+            raise StepFailed(f"{steps.title}: you are not root and there is no sudo; run this as root, then run again:\n  {by_hand}")
+        # asks for the password here, on the terminal: the installation's own output goes to the log
+        if subprocess.run(["sudo", "-v"], check=False).returncode != 0:
+            raise StepFailed(f"{steps.title}: sudo refused; run this as root, then run again:\n  {by_hand}")
+        prefix = ["sudo", "-n"]
+    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-q"]
+    env = dict(os.environ)
+    steps.run([*apt, "update"], env=env)
+    steps.run([*apt, "install", "-y", "--no-install-recommends", *packages], env=env)
