@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Settings files of the form ``KEY=VALUE``: one schema says each key's type, default, limits and help.
 
-The dialect is the part that a shell's ``.`` and systemd's ``EnvironmentFile=`` read alike: one assignment a line, comments
-and blank lines between them, a value bare or in one pair of quotes, nothing expanded. What they would read differently
+The dialect is the part that a shell's ``.`` and systemd's ``EnvironmentFile=`` read alike: one assignment a line,
+comments and blank lines between them, a value bare or in one pair of quotes, nothing expanded. What they would read differently
 (``export``, a comment behind a value, an open quote, a dollar) is refused, so a file means the same to everyone.
 
     SCHEMA = Schema("gpucache", [Key("CACHE_MB", "integer", 500, "Size of a GPU's cache in MiB.", minimum=16), ...])
-    settings = SCHEMA.load(Root(), "/etc/gpucache/gpucache.conf")   # raises SettingsError: every bad line, with its number
+    settings = SCHEMA.load(Root(), "/etc/gpucache/gpucache.conf")   # SettingsError: every bad line, with its number
     settings.integer("CACHE_MB")
     text = SCHEMA.render(SCHEMA.coerce({"CACHE_MB": 256}))          # the file, with help and defaults as comments
 
@@ -91,9 +91,10 @@ class Key:
         try:
             return int(text, 10) if self.kind == "integer" else float(text)
         except ValueError:
-            expected = "a whole number" if self.kind == "integer" else "a number"
-            words = "".join(f" or {word}" for word in self.words)
-            raise ValueError(f"expects {expected}{words}, not {text!r}") from None
+            raise ValueError(f"expects {self._expected()}, not {text!r}") from None
+
+    def _expected(self) -> str:
+        return " or ".join(["a whole number" if self.kind == "integer" else "a number", *self.words])
 
     def check(self, value: object) -> Value:
         """The value if it is of the key's type and within its limits. Raises ValueError that says what is expected."""
@@ -117,8 +118,7 @@ class Key:
         if isinstance(value, str) and value in self.words:
             return value
         if isinstance(value, bool) or not isinstance(value, int if self.kind == "integer" else int | float):
-            words = "".join(f" or {word}" for word in self.words)
-            raise ValueError(f"expects {'a whole number' if self.kind == 'integer' else 'a number'}{words}, not {value!r}")
+            raise ValueError(f"expects {self._expected()}, not {value!r}")
         if value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"expects a finite number, not {value!r}")
         if self.minimum is not None and value < self.minimum:
@@ -243,7 +243,7 @@ class Schema:
         return self.parse(root.read(path), path)
 
     def coerce(self, given: Mapping[str, object], where: str = "settings") -> Settings:
-        """Settings from typed values or texts, such as a module's arguments; defaults for the rest. Raises SettingsError."""
+        """Settings from typed values or texts (a module's arguments), defaults for the rest. Raises SettingsError."""
         values: dict[str, Value] = {}
         problems: list[str] = []
         for name, value in given.items():

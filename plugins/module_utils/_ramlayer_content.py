@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What moves between a RAM layer and its base: prewarming brings files up, a commit takes everything down.
+
+PRIVATE to the organism.proxmox collection.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._overlay import Entry, LayerError, read_entry, scan
+from ._ramlayer import Layer, locked, presence, usage
+from ._ramlayer_generations import Generation, copy_tree, sync_filesystem
+from ._root import Root
+
+_MIB = 1024 * 1024
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file of base that may be brought into RAM: relative path, bytes, and modification time in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Prewarmed:
+    """Files and bytes that are in RAM now and were not before; ``skipped`` had no room or are being executed."""
+
+    files: int
+    size: int
+    skipped: int
+
+
+def choose(candidates: Iterable[Candidate], *, largest: int, budget: int) -> tuple[list[Candidate], int]:
+    """The newest files below ``largest`` bytes that fit into ``budget`` bytes, and how many were left out.
+
+    A file that does not fit is passed over, so that one large model does not keep small ones out. Whole pages count.
+    """
+    chosen: list[Candidate] = []
+    left_out = 0
+    for candidate in sorted(candidates, key=lambda c: (-c.mtime_ns, c.path)):
+        pages = -(-candidate.size // _PAGE) * _PAGE
+        if candidate.size < largest and pages <= budget:
+            chosen.append(candidate)
+            budget -= pages
+        else:
+            left_out += 1
+    return chosen, left_out
+
+
+def prewarm(layer: Layer, root: Root, *, largest_mb: int, readers: int) -> Prewarmed:
+    """Promote files of base into RAM, newest first, up to the high watermark. Raises LayerError.
+
+    Opening a lower file for writing makes overlayfs copy it up; nothing is written, so content and times stay. What is
+    promoted is not saved by a sync (it only mirrors base).
+    """
+    with locked(layer):
+        if not presence(layer, root).mounted:
+            raise LayerError(f"{layer.name} is not mounted, there is nothing to warm; start {layer.unit} first")
+        now = usage(layer)
+        budget = now.size * layer.high_percent // 100 - now.used
+        found = _candidates(layer)
+        chosen, skipped = choose(found, largest=largest_mb * _MIB, budget=budget)
+        with ThreadPoolExecutor(max_workers=readers) as pool:
+            promoted = list(pool.map(lambda c: _promote(layer.merged / c.path), chosen))
+        size = sum(c.size for c, done in zip(chosen, promoted, strict=True) if done)
+        return Prewarmed(sum(promoted), size, skipped + promoted.count(False))
+
+
+def _candidates(layer: Layer) -> list[Candidate]:
+    """Regular files of base that show through in the merged view and are not in upper yet."""
+    found = []
+    for path, entry in scan(layer.base).items():
+        if entry.kind != "file" or entry.size == 0 or os.path.lexists(layer.upper / path):
+            continue
+        try:
+            seen = read_entry(layer.merged / path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # deleted in the layer, or below something that hides it
+        if seen.kind == "file" and seen.size == entry.size and seen.mtime_ns == entry.mtime_ns:
+            found.append(Candidate(path, entry.size, entry.mtime_ns))
+    return found
+
+
+def _promote(path: Path) -> bool:
+    try:
+        # never O_CREAT or O_TRUNC; O_NOFOLLOW because a job may have put a link there meanwhile
+        os.close(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno in (errno.ETXTBSY, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC):
+            return False
+        raise LayerError(f"{path} cannot be brought into RAM: {error.strerror}") from error
+    return True
+
+
+def commit(layer: Layer, root: Root) -> Generation:
+    """Merge the current generation into base and begin an empty one. Only while unmounted. Raises LayerError.
+
+    Repeating it after a cut is safe: until the empty generation is current, base with the old generation above it shows
+    the same content, however much of it base has already.
+    """
+    with locked(layer):
+        now = presence(layer, root)
+        if now.mounted or now.ram is not None:
+            raise LayerError(f"{layer.name} is mounted, base would change underneath it: stop {layer.unit} first")
+        current = layer.store.current_number()
+        record = None if current is None else layer.store.whole(current)
+        if current is None:
+            raise LayerError(f"{layer.name} has no generation yet, there is nothing to merge; sync it first")
+        if record is None:
+            raise LayerError(f"{layer.name}: generation {current} is damaged; choose another with restore")
+        if record.merged:
+            return record
+        tree = layer.store.tree(current)
+        entries = scan(tree)
+        layer.base.mkdir(parents=True, exist_ok=True)
+        try:
+            apply_to_base(tree, entries, layer.base)
+            return _begin_empty(layer)
+        except (OSError, LayerError) as error:
+            why = f"generation {current} is not merged yet, run commit again: {error}"
+            raise LayerError(f"{layer.name}: {why}") from error
+
+
+def apply_to_base(tree: Path, entries: dict[str, Entry], base: Path) -> None:
+    """Make ``base`` what ``base`` below ``tree`` shows: honours whiteouts, opaque directories and changed types."""
+    kept: dict[str, Entry] = {}
+    for path, entry in entries.items():
+        target = base / path
+        there = _lexists(target)
+        if path != "." and there is not None:
+            if there.kind == "dir" and (entry.kind != "dir" or entry.opaque):
+                shutil.rmtree(target)
+            elif there.kind != entry.kind or entry.kind == "whiteout":
+                target.unlink()
+        if entry.kind != "whiteout":
+            kept[path] = entry
+    copy_tree(tree, base, kept, extra=["--ignore-times", "--filter=-x trusted.overlay.opaque"])
+    sync_filesystem(base)
+
+
+def _lexists(path: Path) -> Entry | None:
+    try:
+        return read_entry(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _begin_empty(layer: Layer) -> Generation:
+    """The generation after a commit holds only the root directory, with base's owner, mode and times."""
+    return layer.store.save(layer.base, {".": read_entry(layer.base)}, keep=layer.keep, merged=True).generation
+
+
+def restore(layer: Layer, root: Root, number: int) -> Generation:
+    """Make an older generation the one that the next mount restores. Only while unmounted. Raises LayerError."""
+    with locked(layer):
+        now = presence(layer, root)
+        if now.mounted or now.ram is not None:
+            raise LayerError(f"{layer.name} is mounted, its next sync would undo this: stop {layer.unit} first")
+        store = layer.store
+        if number not in store.numbers():
+            known = ", ".join(map(str, store.restorable())) or "none"
+            raise LayerError(f"{layer.name} has no generation {number}; there are: {known}")
+        if number not in store.restorable():
+            raise LayerError(f"{layer.name}: generation {number} was made before the last commit changed base")
+        record = store.whole(number)
+        if record is None:
+            raise LayerError(f"{layer.name}: generation {number} is damaged, its names or bytes are not those recorded")
+        store.point_to(number)
+        return record
