@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lab",
         description="Throw-away systemd containers for the roles, and the demo that runs in them.",
-        epilog="Environment: ORGANISM_CACHE (default .cache), ORGANISM_LAB_NAME (default orglab0), ORGANISM_LAB_SUBNET.",
+        epilog="Environment: ORGANISM_CACHE (default .cache), ORGANISM_LAB_NAME (orglab0), ORGANISM_LAB_SUBNET.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
