@@ -1,0 +1,331 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The asyncio client; the other one (_sync) is a facade over it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from organism.bus import messages, rpc_types
+from organism.client import _following
+from organism.client._errors import ConflictError, MaestroError, WaitTimeoutError
+from organism.client._link import Link
+from organism.client._requests import build_request
+from organism.client._results import LogChunk, Result
+from organism.client._submitting import Accepted, Submitter, build
+from organism.client._waiting import Waiter
+from organism.core._client_settings import ClientSettings, ClientSettingsError, load
+
+Stream = Literal["stdout", "stderr"]
+
+PATIENCE = 10.0
+"""Seconds that a question survives without bus or conductor: a takeover by a standby takes about six."""
+CONFIRM = 30.0
+"""Seconds for the bus to confirm a submission."""
+
+
+class AsyncMaestro:
+    """A connection to the pool as one user.
+
+    Without arguments the settings are those of ``client.toml`` and the environment (docs/client.md); ``context`` names
+    a settings file to be used alone. ``patience`` is how many seconds calls wait for a bus or conductor that is away.
+    ``listen=False`` spares the subscription to results in a program that only submits. All calls raise
+    :class:`MaestroError` or one of its kinds.
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings | None = None,
+        *,
+        context: str | None = None,
+        patience: float = PATIENCE,
+        listen: bool = True,
+    ) -> None:
+        if settings is None:
+            try:
+                settings = load(context)
+            except ClientSettingsError as error:
+                raise MaestroError(str(error), code="settings") from error
+        self.settings = settings
+        self._link = Link(settings, patience=patience)
+        self._waiter = Waiter(self._link)
+        self._submitter = Submitter(self._link)
+        self._listen = listen
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Raises BusUnreachableError or AccessDeniedError."""
+        await self._link.open()
+
+    async def close(self) -> None:
+        await self._waiter.close()
+        await self._link.close()
+
+    @property
+    def trouble(self) -> str:
+        """Why a wait hears nothing at the moment (bus or conductor away); empty when all is well."""
+        return self._waiter.trouble
+
+    # ---- submit ------------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        cmd: Sequence[str] | None = None,
+        *,
+        shell: str | None = None,
+        type: str | None = None,
+        args: dict[str, Any] | None = None,
+        task_id: str | None = None,
+        gpu: str | None = None,
+        min_vram_mb: int | None = None,
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the job's own time, as its field is called
+        max_retries: int | None = None,
+        priority: int | None = None,
+        delay: float | None = None,
+        labels: dict[str, str] | None = None,
+        confirm: float = CONFIRM,
+    ) -> AsyncJobHandle:
+        """One job; returns when it is on the bus's disk. The fields are those of the job (docs/client.md).
+
+        Repeating a submission under the same ``task_id`` is safe: the job is accepted once.
+        Raises InvalidJobError and PayloadTooLargeError (nothing sent), QueueFullError, AccessDeniedError,
+        BusUnreachableError (not confirmed within ``confirm`` seconds).
+        """
+        spec = build(
+            {
+                "cmd": cmd if cmd is None or isinstance(cmd, str) else list(cmd),
+                "shell": shell,
+                "type": type,
+                "args": args,
+                "task_id": task_id,
+                "gpu": gpu,
+                "min_vram_mb": min_vram_mb,
+                "cwd": cwd,
+                "env": env,
+                "timeout": timeout,
+                "max_retries": max_retries,
+                "priority": priority,
+                "delay": delay,
+                "labels": labels,
+            }
+        )
+        if self._listen:
+            await self._waiter.listen()
+        return self._handle(await self._submitter.submit(spec, confirm=confirm))
+
+    async def submit_many(
+        self, jobs: Iterable[dict[str, Any] | messages.JobSpec], *, confirm: float = CONFIRM
+    ) -> list[AsyncJobHandle]:
+        """Many jobs in atomic batches of up to 1,000, in their order; as :meth:`submit`, but all checked before any is
+        sent. A ``dict`` has the fields of ``submit``."""
+        specs = []
+        for position, job in enumerate(jobs, start=1):
+            fields = job if isinstance(job, dict) else _fields(job)
+            try:
+                specs.append(build(fields))
+            except MaestroError as error:
+                raise type(error)(f"job {position}: {error}; nothing was sent") from error
+        if not specs:
+            return []
+        if self._listen:
+            await self._waiter.listen()
+        return [self._handle(accepted) for accepted in await self._submitter.submit_many(specs, confirm=confirm)]
+
+    def _handle(self, accepted: Accepted) -> AsyncJobHandle:
+        return AsyncJobHandle(self, accepted.task_id, accepted.seq, accepted.duplicate)
+
+    def job(self, task_id: str) -> AsyncJobHandle:
+        """A handle for a job submitted earlier or elsewhere."""
+        return AsyncJobHandle(self, task_id)
+
+    # ---- results -----------------------------------------------------------------------------------------------------
+
+    async def wait(
+        self,
+        jobs: Iterable[str | AsyncJobHandle],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same word as in the blocking client
+    ) -> dict[str, Result]:
+        """The results of all, as soon as the last is final. Survives restarts of conductor and bus.
+
+        Raises WaitTimeoutError after ``timeout`` seconds (its ``pending`` names who is left), NotFoundError.
+        """
+        results: dict[str, Result] = {}
+        names: list[str] = []
+        try:
+            async with asyncio.timeout(timeout):
+                async for result in self._as_final(jobs, names):
+                    results[result.task_id] = result
+        except TimeoutError:
+            pending = [name for name in names if name not in results]
+            raise WaitTimeoutError(
+                f"{len(pending)} of {len(names)} jobs are not final after {timeout:g} s; they go on", pending
+            ) from None
+        return {name: results[name] for name in names}
+
+    async def as_completed(
+        self,
+        jobs: Iterable[str | AsyncJobHandle],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same word as in the blocking client
+    ) -> AsyncIterator[Result]:
+        """Each result when it is there. Raises as :meth:`wait`."""
+        started = time.monotonic()
+        names: list[str] = []
+        seen: set[str] = set()
+        results = self._as_final(jobs, names)
+        try:
+            while True:
+                left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
+                try:
+                    async with asyncio.timeout(left):
+                        result = await anext(results)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    pending = [name for name in names if name not in seen]
+                    raise WaitTimeoutError(f"{len(pending)} jobs are not final after {timeout:g} s", pending) from None
+                seen.add(result.task_id)
+                yield result
+        finally:
+            await results.aclose()
+
+    async def _as_final(self, jobs: Iterable[str | AsyncJobHandle], names: list[str]) -> AsyncGenerator[Result]:
+        fresh: list[str] = []
+        others: list[str] = []
+        for job in jobs:
+            name = job if isinstance(job, str) else job.task_id
+            names.append(name)
+            (fresh if isinstance(job, AsyncJobHandle) and job.seq is not None and not job.duplicate else others).append(
+                name
+            )
+        with (
+            self._waiter.expecting(fresh, fresh=True) as own,
+            self._waiter.expecting(others, fresh=False) as foreign,
+        ):
+            waiting = {**own, **foreign}
+            open_ = set(waiting.values())
+            while open_:
+                done, open_ = await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+
+    async def result(self, task_id: str) -> Result:
+        """The result of a finished job, now. Raises NotFoundError, ConflictError (not final yet)."""
+        reply = await self._link.rpc("result", self._task(task_id), rpc_types.ResultReply)
+        return Result.of(reply.result)
+
+    # ---- look --------------------------------------------------------------------------------------------------------
+
+    async def status(self, task_id: str) -> rpc_types.JobInfo:
+        """Raises NotFoundError."""
+        return (await self._link.rpc("status", self._task(task_id), rpc_types.JobReply)).job
+
+    async def list(
+        self, *, state: str | None = None, user: str | None = None, limit: int = 100, all: bool = False
+    ) -> rpc_types.ListReply:
+        """Jobs, the newest first: the unfinished ones, with ``all`` the finished ones too. ``more``: ``limit`` cut it.
+
+        Of another ``user`` for operators only: AccessDeniedError.
+        """
+        request = build_request({"state": state, "user": user, "limit": limit, "all": all}, rpc_types.ListRequest)
+        return await self._link.rpc("list", request, rpc_types.ListReply)
+
+    def logs(
+        self, task_id: str, *, stream: Stream = "stdout", follow: bool = False, offset: int = 0
+    ) -> AsyncIterator[LogChunk]:
+        """The job's output as far as it is there; with ``follow`` until the job is final, over all its attempts."""
+        return _following.logs(self._link, self._task(task_id), stream, follow, offset)
+
+    def states(self, task_id: str) -> AsyncIterator[messages.StateEvent]:
+        """The job's states until the final one: every event for an operator, what is seen by asking for others."""
+        return _following.states(self._link, self._waiter, self._task(task_id))
+
+    async def top(self) -> rpc_types.TopReply:
+        """GPUs, queue and conductor at this moment."""
+        return await self._link.rpc("top", rpc_types.TopRequest(), rpc_types.TopReply)
+
+    async def info(self) -> rpc_types.InfoReply:
+        """What this site allows and promises."""
+        return await self._link.rpc("info", rpc_types.InfoRequest(), rpc_types.InfoReply)
+
+    # ---- steer -------------------------------------------------------------------------------------------------------
+
+    async def cancel(self, task_id: str) -> rpc_types.JobInfo:
+        """Final once it returns. Raises NotFoundError, ConflictError (it had ended otherwise)."""
+        try:
+            return (await self._link.rpc("cancel", self._task(task_id), rpc_types.JobReply)).job
+        except ConflictError:
+            # the question may have been repeated because its first answer was lost on the way
+            job = await self.status(task_id)
+            if job.state == "cancelled":
+                return job
+            raise
+
+    async def drain(self, gpu: str, on: bool = True) -> rpc_types.GpuInfo:
+        """No new jobs for this GPU (``on=False``: again). Operators only. Raises NotFoundError."""
+        request = build_request({"gpu": gpu, "on": on}, rpc_types.DrainRequest)
+        return (await self._link.rpc("drain", request, rpc_types.DrainReply)).gpu
+
+    async def dead(self, limit: int = 100) -> rpc_types.DeadListReply:
+        """Dead letters, the newest first."""
+        request = build_request({"limit": limit}, rpc_types.DeadListRequest)
+        return await self._link.rpc("dead_list", request, rpc_types.DeadListReply)
+
+    async def replay(self, task_id: str | None = None, *, seq: int | None = None) -> AsyncJobHandle:
+        """A dead job, or the letter ``seq``, as a new job. Raises NotFoundError, ConflictError (payload unusable).
+
+        Not repeated when no answer comes, since that could make two jobs of one: look with :meth:`list` first.
+        """
+        request = build_request({"task_id": task_id, "seq": seq}, rpc_types.DeadReplayRequest)
+        reply = await self._link.rpc("dead_replay", request, rpc_types.DeadReplayReply, repeatable=False)
+        return AsyncJobHandle(self, reply.task_id)
+
+    @staticmethod
+    def _task(task_id: str) -> rpc_types.TaskRequest:
+        return build_request({"task_id": task_id}, rpc_types.TaskRequest)
+
+
+@dataclass(frozen=True)
+class AsyncJobHandle:
+    """A job. ``seq`` is its place in the stream when this client submitted it; ``duplicate``: it was there already."""
+
+    maestro: AsyncMaestro
+    task_id: str
+    seq: int | None = None
+    duplicate: bool = False
+
+    async def result(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same word as in the blocking client
+    ) -> Result:
+        """Waits for it. Raises WaitTimeoutError, NotFoundError."""
+        return (await self.maestro.wait([self], timeout=timeout))[self.task_id]
+
+    async def status(self) -> rpc_types.JobInfo:
+        return await self.maestro.status(self.task_id)
+
+    async def cancel(self) -> rpc_types.JobInfo:
+        return await self.maestro.cancel(self.task_id)
+
+    def logs(self, *, stream: Stream = "stdout", follow: bool = False) -> AsyncIterator[LogChunk]:
+        return self.maestro.logs(self.task_id, stream=stream, follow=follow)
+
+
+def _fields(spec: messages.JobSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in spec.__struct_fields__}
