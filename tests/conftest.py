@@ -32,7 +32,7 @@ def _link_collection() -> Path:
     """`CACHE/collections/ansible_collections/organism/proxmox` -> this checkout; returns the folder for sys.path."""
     top = CACHE / "collections"
     link = top / "ansible_collections" / "organism" / "proxmox"
-    if not (link.is_symlink() and Path(os.readlink(link)) == REPO):
+    if not (link.is_symlink() and link.readlink() == REPO):
         link.parent.mkdir(parents=True, exist_ok=True)
         new = link.with_name(f".proxmox.{os.getpid()}")
         new.symlink_to(REPO)
@@ -118,7 +118,9 @@ class Account:
         # so that nothing but pytest's closing line comes after it.
         yield
         terminalreporter.section("tiers")
-        terminalreporter.write_line(f"{'tier':<9}{'tests':>7}{'passed':>8}{'failed':>8}{'errors':>8}{'skipped':>9}{'seconds':>9}")
+        terminalreporter.write_line(
+            f"{'tier':<9}{'tests':>7}{'passed':>8}{'failed':>8}{'errors':>8}{'skipped':>9}{'seconds':>9}"
+        )
         for name in sorted(self.tiers, key=_rank):
             tier = self.tiers[name]
             counts = "".join(

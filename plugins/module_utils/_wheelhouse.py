@@ -160,7 +160,9 @@ def refuse_foreign(dest: Path) -> None:
     if not dest.exists():
         return
     if not dest.is_dir() or (not (dest / STAMP).exists() and any(dest.iterdir())):
-        raise WheelhouseError(f"{dest} exists and is not a wheelhouse (it has no {STAMP}): name another place, or move it away")
+        raise WheelhouseError(
+            f"{dest} exists and is not a wheelhouse (it has no {STAMP}): name another place, or move it away"
+        )
 
 
 def _build_runtime(runtime: Path, version: str, tree: Path, into: Path) -> str:
@@ -170,7 +172,9 @@ def _build_runtime(runtime: Path, version: str, tree: Path, into: Path) -> str:
         shutil.copyfile(file, target)
     declared = tree / "src" / "organism" / "_version.py"
     text = declared.read_text(encoding="utf-8")
-    declared.write_text(re.sub(r'^VERSION = ".*"$', f'VERSION = "{version}"', text, flags=re.MULTILINE), encoding="utf-8")
+    declared.write_text(
+        re.sub(r'^VERSION = ".*"$', f'VERSION = "{version}"', text, flags=re.MULTILINE), encoding="utf-8"
+    )
     built = _build_wheel(tree, tree.parent / "runtime.d", "building the runtime's wheel")
     built.replace(into / built.name)
     return built.name

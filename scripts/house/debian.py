@@ -49,14 +49,15 @@ def install(packages: list[str], why: dict[str, str], steps: Steps) -> None:
         steps.say(f"      {name:<20} {why[name]}")
     by_hand = f"apt-get install {' '.join(packages)}"
     if shutil.which("apt-get") is None:
-        raise StepFailed(f"{steps.title}: this system has no apt-get: install the equivalents of these packages, then run again")
+        raise StepFailed(f"{steps.title}: no apt-get here: install the equivalents of these packages, then run again")
     prefix: list[str] = []
     if os.geteuid() != 0:
+        then = f"run this as root, then run again:\n  {by_hand}"
         if shutil.which("sudo") is None:
-            raise StepFailed(f"{steps.title}: you are not root and there is no sudo; run this as root, then run again:\n  {by_hand}")
+            raise StepFailed(f"{steps.title}: you are not root and there is no sudo; {then}")
         # asks for the password here, on the terminal: the installation's own output goes to the log
         if subprocess.run(["sudo", "-v"], check=False).returncode != 0:
-            raise StepFailed(f"{steps.title}: sudo refused; run this as root, then run again:\n  {by_hand}")
+            raise StepFailed(f"{steps.title}: sudo refused; {then}")
         prefix = ["sudo", "-n"]
     apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-q"]
     env = dict(os.environ)

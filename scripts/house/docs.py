@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from .places import Places
 from .steps import Steps
@@ -26,7 +27,14 @@ def build(places: Places) -> int:
     source.mkdir(parents=True)
     steps = Steps(2, places.log / "docs.log")
     steps.begin("Pages from the docstrings")
-    antsibull = [places.venv / "bin" / "antsibull-docs", "collection", "--use-current", "--fail-on-error", "--dest-dir", source]
+    antsibull: list[str | Path] = [
+        places.venv / "bin" / "antsibull-docs",
+        "collection",
+        "--use-current",
+        "--fail-on-error",
+        "--dest-dir",
+        source,
+    ]
     steps.run([*antsibull, "--squash-hierarchy", "organism.proxmox"], env=env, cwd=places.repo)
     (source / "conf.py").write_text(CONF)
     steps.done()

@@ -115,7 +115,7 @@ VERBS = {
     "rig": Verb("virtual machines with a real kernel and twelve GPUs", None),
     "rig-test": Verb("every level on the rig", None),
     "clean": Verb("take the lab down and remove what was made here", _clean, "[--keep-cache]"),
-    "completion": Verb("print completion of these verbs: eval \"$(./run completion bash)\"", _completion, "bash|zsh"),
+    "completion": Verb('print completion of these verbs: eval "$(./run completion bash)"', _completion, "bash|zsh"),
     "help": Verb("this", _help),
 }
 

@@ -72,19 +72,20 @@ class _Plan:
             (venv / ".incomplete").touch()  # an interrupted run leaves it; the next one starts over
             steps.run([sys.executable, "-I", "-m", "venv", venv], env=env)
             steps.done()
-        pip = [places.python, "-m", "pip", "install", "-q", "--no-input"]
-        constraint = ["-c", places.requirements / "constraints.txt"]
+        pip: list[str | Path] = [places.python, "-m", "pip", "install", "-q", "--no-input"]
+        constraint: list[str | Path] = ["-c", places.requirements / "constraints.txt"]
         if self.install:
             (venv / ".incomplete").touch()
             names = FILES[self.purpose]
             steps.begin("Python packages and Ansible collections, pinned (" + ", ".join(names) + ")")
             # pip and setuptools of the venv build what comes as source only, so they come first
             steps.run([*pip, *constraint, *_pins(places.requirements / "setup.txt", ("pip", "setuptools"))], env=env)
-            wanted = [word for name in names for word in ("-r", places.requirements / name)]
+            wanted: list[str | Path] = [word for name in names for word in ("-r", places.requirements / name)]
             steps.run([*pip, *constraint, *wanted], env=env)
             steps.done()
             steps.begin("The runtime (daemons and command lines), from this checkout")
-            editable = [*pip, "--no-build-isolation", *constraint, "-e", f"{places.repo / 'runtime'}[completion]"]
+            runtime = f"{places.repo / 'runtime'}[completion]"
+            editable: list[str | Path] = [*pip, "--no-build-isolation", *constraint, "-e", runtime]
             steps.run(editable, env=env)
             for name in FILES:
                 if set(FILES[name]) <= set(names):
@@ -98,9 +99,15 @@ class _Plan:
             if places.nats.exists():
                 shutil.rmtree(places.nats)
             steps.run([places.python, "-m", "venv", "--without-pip", places.nats], env=env)
-            pinned = ["--require-hashes", "--only-binary=:all:", "-r", places.requirements / "nats.txt"]
+            pinned: list[str | Path] = [
+                "--require-hashes",
+                "--only-binary=:all:",
+                "-r",
+                places.requirements / "nats.txt",
+            ]
             steps.run(
-                [places.python, "-m", "pip", "--python", places.nats / "bin" / "python", "install", "-q", *pinned], env=env
+                [places.python, "-m", "pip", "--python", places.nats / "bin" / "python", "install", "-q", *pinned],
+                env=env,
             )
             (places.nats / ".stamp").write_text(self.nats_stamp)
             steps.done()
@@ -109,7 +116,14 @@ class _Plan:
         if self.build_wheels:
             steps.begin("Wheels that the nodes install (they need no package index)")
             arguments = {"dest": str(places.wheels), "runtime": str(places.repo / "runtime")}
-            command = [venv / "bin" / "ansible", "localhost", "-m", "organism.proxmox.wheelhouse", "-a", json.dumps(arguments)]
+            command: list[str | Path] = [
+                venv / "bin" / "ansible",
+                "localhost",
+                "-m",
+                "organism.proxmox.wheelhouse",
+                "-a",
+                json.dumps(arguments),
+            ]
             steps.run(command, env=env, cwd=places.repo)
             steps.done()
 
@@ -138,7 +152,7 @@ def _read(path: Path) -> str:
 
 def _link(link: Path, target: Path) -> None:
     """Make `link` point at `target`, replacing an older link in one step (others may be reading it)."""
-    if link.is_symlink() and Path(os.readlink(link)) == target:
+    if link.is_symlink() and link.readlink() == target:
         return
     link.parent.mkdir(parents=True, exist_ok=True)
     new = link.with_name(f".{link.name}.{os.getpid()}")

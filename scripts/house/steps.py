@@ -57,7 +57,8 @@ class Steps:
             text = self.log.read_bytes()[start:].decode(errors="replace").splitlines()
             tail = "\n".join("      | " + line for line in text[-TAIL_LINES:])
             raise StepFailed(
-                f"{self.title}: failed (exit {process.returncode}): {' '.join(words)}\n{tail}\n      whole log: {self.log}"
+                f"{self.title}: failed (exit {process.returncode}): {' '.join(words)}\n{tail}\n"
+                f"      whole log: {self.log}"
             )
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:

@@ -45,7 +45,8 @@ def filled(dest: Path, want: wheelhouse.Wanted) -> Path:
 
 def test_version_names_the_sources_behind_the_link(runtime: Path) -> None:
     before = wheelhouse.source_version(runtime)
-    assert before.startswith("1.2.3+src.") and len(before) == len("1.2.3+src.") + 12
+    assert before.startswith("1.2.3+src.")
+    assert len(before) == len("1.2.3+src.") + 12
     (runtime.parent / "library/_cpus.py").write_text("one = 2\n")
     assert wheelhouse.source_version(runtime) != before
 
