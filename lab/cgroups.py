@@ -9,6 +9,7 @@ the other's processes. (On a systemd host the transient unit with ``Delegate=yes
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from . import host
@@ -68,22 +69,31 @@ def groups(where: Settings) -> list[Path]:
 
 
 def _remove(group: Path) -> None:
-    if group.is_dir():
-        for below in sorted(group.rglob("*"), key=lambda path: len(path.parts), reverse=True):
-            if below.is_dir():
-                below.rmdir()
-        group.rmdir()
+    """End what still runs in a group (a container whose supervisor was killed), then remove it."""
+    if not group.is_dir():
+        return
+    watches = [
+        host.Watch(pid) for file in group.rglob("cgroup.procs") for pid in map(int, file.read_text().split()) if pid
+    ]
+    try:
+        if stubborn := host.end_all(watches, signal.SIGKILL, 30):
+            raise LabError(
+                f"processes of {group.name} do not end: {', '.join(str(watch.pid) for watch in stubborn)}",
+                "look at `ps` for a process in state D",
+            )
+    finally:
+        for watch in watches:
+            watch.close()
+    for below in sorted(group.rglob("*"), key=lambda path: len(path.parts), reverse=True):
+        if below.is_dir():
+            below.rmdir()
+    group.rmdir()
 
 
 def remove_all(where: Settings) -> None:
     """Remove the groups of ended containers, and the hierarchy where the lab mounted it."""
     for group in groups(where):
-        try:
-            _remove(group)
-        except OSError as error:
-            raise LabError(
-                f"the control group {group} cannot be removed: {error}", "a process of the lab still runs"
-            ) from error
+        _remove(group)
     own = where.folder / "cgroup"
     for point in host.mounts_below(own):
         host.run("umount", point)
