@@ -9,6 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from house.main import main  # noqa: E402  the path above must be set first
+from house.main import main
 
 sys.exit(main(sys.argv[1:]))
