@@ -3,8 +3,8 @@
 """Settings files of the form ``KEY=VALUE``: one schema says each key's type, default, limits and help.
 
 The dialect is the part that a shell's ``.`` and systemd's ``EnvironmentFile=`` read alike: one assignment a line,
-comments and blank lines between them, a value bare or in one pair of quotes, nothing expanded. What they would read differently
-(``export``, a comment behind a value, an open quote, a dollar) is refused, so a file means the same to everyone.
+comments and blank lines between them, a value bare or in one pair of quotes, nothing expanded. What they would read
+differently (``export``, a comment behind a value, an open quote, a dollar) is refused: a file means one thing to all.
 
     SCHEMA = Schema("gpucache", [Key("CACHE_MB", "integer", 500, "Size of a GPU's cache in MiB.", minimum=16), ...])
     settings = SCHEMA.load(Root(), "/etc/gpucache/gpucache.conf")   # SettingsError: every bad line, with its number

@@ -248,7 +248,7 @@ def last_sync(layer: Layer) -> dict[str, Any] | None:
 
 
 def stop(layer: Layer, root: Root) -> str:
-    """Take the layer down: overlay, final save, tmpfs. Raises LayerError, and keeps RAM content that cannot be saved."""
+    """Take the layer down: overlay, final save, tmpfs. Raises LayerError; RAM content that cannot be saved is kept."""
     with locked(layer):
         now = presence(layer, root)
         if now.mounted:
@@ -296,7 +296,7 @@ def usage(layer: Layer) -> Usage:
 
 
 def status(layer: Layer, root: Root) -> dict[str, Any]:
-    """The layer for people and machines. ``level``: ``off``, ``ok``, ``high`` (above the watermark) or ``full`` (95 %)."""
+    """The layer for all to read. ``level``: ``off``, ``ok``, ``high`` (above the watermark), ``full`` (95 %)."""
     now = presence(layer, root)
     store = layer.store
     current = store.current_number()
