@@ -165,11 +165,13 @@ def plan(have: Present, name: str | None, wheels: Mapping[str, str], drop: Itera
         difference.add(CURRENT, have.current, ABSENT)
     else:
         if name not in have.environments:
-            difference.add(f"{TOP}/{name}", ABSENT, f"{len(wheels)} wheels")
+            told = f"{len(wheels)} wheels" if wheels else "the wheels that the controller will build"
+            difference.add(f"{TOP}/{name}", ABSENT, told)
         difference.add(CURRENT, have.current, name)
     for old in drop:
         difference.add(f"{TOP}/{old}", "a virtual environment", ABSENT)
-    for wheel in sorted(set(have.wheels) - set(wheels)):
+    # a prediction before the wheels are built (a name, but no wheels) cannot know which of them will go
+    for wheel in sorted(set(have.wheels) - set(wheels)) if wheels or name is None else ():
         difference.add(f"{WHEELS}/{wheel}", have.wheels[wheel], ABSENT)
     return difference
 

@@ -81,6 +81,11 @@ missing:
   type: list
   elements: str
   sample: [organism-0.1.0+src.0123456789ab-py3-none-any.whl]
+files:
+  description: Those of O(files) that this host needs.
+  returned: when O(state=planned)
+  type: dict
+  sample: {organism-0.1.0+src.0123456789ab-py3-none-any.whl: 0a1b2c3d}
 environment:
   description: Name of the virtual environment that is wanted, below C(/opt/organism).
   returned: when O(state=planned) or O(state=present)
@@ -143,13 +148,13 @@ def install(module: AnsibleModule, root: Root) -> None:
         wheels = _runtime.select(params["files"], python, platform.machine(), params["leave_out"])
         name = _runtime.environment_name(params["version"], wheels)
     elif module.check_mode:
-        wheels, name = dict(have.wheels), f"venv-{params['version']}"
+        wheels, name = {}, f"venv-{params['version']}"
     else:
         raise _runtime.RuntimeRefusedError("no wheels were named: build the wheelhouse on the controller first")
     if params["state"] == "planned":
         # a whole environment needs no wheels any more
         lacking = [] if name in have.environments else _runtime.missing(have.wheels, wheels)
-        module.exit_json(changed=False, missing=lacking, environment=name)
+        module.exit_json(changed=False, missing=lacking, files=wheels, environment=name)
         return
     drop = _runtime.superfluous(have, name, params["keep"], _runtime.in_use(root))
     difference = _runtime.plan(have, name, wheels, drop)
