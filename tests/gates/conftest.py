@@ -42,8 +42,13 @@ def environment(**extra: str) -> dict[str, str]:
     return env
 
 
-def run_tool(*words: str | Path, cwd: Path = REPO, env: dict[str, str] | None = None) -> str:
-    """Run a checker; its whole output is the failure's text unless it ends 0. Returns the output."""
+def run_tool(
+    *words: str | Path, cwd: Path = REPO, env: dict[str, str] | None = None, only: tuple[str, ...] = ()
+) -> str:
+    """Run a checker; its output is the failure's text unless it ends 0. Returns the output.
+
+    `only` keeps the lines that begin with one of these, where there are such; the whole goes to the cache's log/.
+    """
     command = [str(word) for word in words]
     done = subprocess.run(
         command,
@@ -57,7 +62,14 @@ def run_tool(*words: str | Path, cwd: Path = REPO, env: dict[str, str] | None = 
         check=False,
     )
     if done.returncode != 0:
-        pytest.fail(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}", pytrace=False)
+        shown = done.stdout
+        if only:
+            log = CACHE / "log" / f"{Path(command[0]).name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(done.stdout)
+            lines = [line for line in done.stdout.splitlines() if line.startswith(only)]
+            shown = "\n".join([*lines, f"(all of it: {log})"]) if lines else done.stdout
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}\n{shown}", pytrace=False)
     return done.stdout
 
 

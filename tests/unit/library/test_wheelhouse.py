@@ -61,7 +61,7 @@ def test_version_ignores_what_running_and_installing_leave(runtime: Path) -> Non
 
 
 def test_sources_are_copied_whole(runtime: Path) -> None:
-    assert [name for name, _ in wheelhouse.source_files(runtime)] == [
+    assert [name for name, _file in wheelhouse.source_files(runtime)] == [
         "pyproject.toml",
         "src/organism/_version.py",
         "src/organism/core/_cpus.py",
