@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The worker's settings: ``/etc/organism/gpu-worker.conf``, and per GPU ``/etc/organism/gpu-worker.d/<id>.conf`` over it.
+
+PRIVATE to the organism.proxmox collection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from ._bus import IDENTIFIER, is_identifier
+from ._keyvalue import Key, Schema, Settings, SettingsError
+from ._root import Root
+
+CONFIG = "/etc/organism/gpu-worker.conf"
+CONFIG_OF_GPU = "/etc/organism/gpu-worker.d/{gpu}.conf"
+UNIT_OF_GPU = "gpu-worker@{gpu}.service"
+DROPIN_OF_GPU = "/etc/systemd/system/gpu-worker@{gpu}.service.d/50-cpuset.conf"
+GPU_MAP = "/etc/organism/gpus.json"
+
+_CPULIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_SIZE = r"\d+[KMGT]?|infinity"
+
+
+def _consistent(settings: Settings) -> Iterable[str]:
+    if settings["GPU_WORKER_CPUSET"]:
+        try:
+            parse_cpulist(settings.text("GPU_WORKER_CPUSET"))
+        except ValueError as error:
+            yield f"GPU_WORKER_CPUSET {error}"
+
+
+SCHEMA = Schema(
+    "gpu-worker",
+    [
+        Key("GPU_ID", "text", "", "The GPU that this worker serves; the unit gives it (--gpu %i).",
+            pattern=IDENTIFIER.pattern, optional=True),
+        Key("NATS_URL", "list", ["nats://127.0.0.1:4222"], "The bus: one URL, or several of one cluster.",
+            pattern=r"(nats|tls)://\S+"),
+        Key("NKEY_FILE", "path", "/etc/organism/keys/worker-%i.nk",
+            "This worker's key on the bus; %i is the GPU's id. Empty: connect without one (a test bus).", optional=True),
+        Key("CA_FILE", "path", "", "Certificate authority of the bus; empty: no TLS.", optional=True),
+        Key("MERGE_ROOT", "path", "/srv/gpucache", "The GPUs' caches as jobs see them, a directory a GPU."),
+        Key("BASE_ROOT", "path", "/data/gpucache", "The caches' persistent parts (of gpucache)."),
+        Key("RAM_ROOT", "path", "/run/gpucache", "The caches' RAM parts (of gpucache)."),
+        Key("WORK_ROOT", "path", "",
+            "Where this worker keeps its jobs' directories (tasks/<job>/<attempt>); empty: MERGE_ROOT/<GPU id>.",
+            optional=True),
+        Key("GPU_MAP", "path", GPU_MAP, "Which device is behind which id."),
+        Key("POLICY_FILE", "path", "/etc/organism/policy.toml", "Which types of job this site runs at all."),
+        Key("HEARTBEAT_SEC", "number", 5, "Seconds between signs of life.", minimum=0.1, maximum=60),
+        Key("METRICS_SEC", "number", 5, "Seconds between readings of the GPU's sensors.", minimum=0.1, maximum=3600),
+        Key("TASK_TIMEOUT_DEFAULT", "number", 3600, "Seconds that a job may take when its order names no limit.",
+            minimum=1),
+        Key("STOP_GRACE_SEC", "number", 20,
+            "Seconds that a running job may still take when this worker is told to stop.", minimum=0, maximum=3600),
+        Key("KILL_GRACE_SEC", "number", 5, "Seconds between SIGTERM and SIGKILL for a job that has to end.",
+            minimum=0, maximum=300),
+        Key("GPU_WORKER_CPUSET", "text", "",
+            "CPUs of this machine for worker and jobs, as a list (2-3,6); empty: all of them. "
+            "Takes effect with `gpu-worker-ctl restart`."),
+        Key("LAUNCHER", "choice", "auto",
+            "How jobs are contained: `systemd` (a transient unit each), `process` (a process tree, no sandbox), "
+            "or `auto` (systemd where it runs and the worker is root).", choices=("auto", "systemd", "process")),
+        Key("JOB_USER", "text", "organism-job",
+            "Unprivileged user that jobs run as when the worker is root; empty: the worker's own.",
+            pattern=r"[a-z_][a-z0-9_-]{0,31}", optional=True),
+        Key("JOB_CACHE", "choice", "write", "May jobs write into the GPU's cache outside their own directory?",
+            choices=("read", "write")),
+        Key("JOB_NETWORK", "boolean", False, "May jobs use the network? (launcher systemd)"),
+        Key("JOB_MEMORY_MAX", "text", "", "Memory limit of a job, such as 8G; empty: none. (launcher systemd)",
+            pattern=_SIZE, optional=True),
+        Key("JOB_TASKS_MAX", "integer", 4096, "Processes and threads a job may have. (launcher systemd)", minimum=1),
+        Key("JOB_CPU_PERCENT", "integer", 0, "CPU limit of a job, 100 is one CPU; 0: none. (launcher systemd)",
+            minimum=0),
+        Key("JOB_ENV_PASS", "list", ["LANG", "TZ"], "Variables of the worker's environment that jobs inherit.",
+            pattern=r"[A-Za-z_][A-Za-z0-9_]*"),
+        Key("LOG_MAX_MB", "integer", 64, "MiB of stdout and of stderr kept on disk for a job; more is dropped.",
+            minimum=1),
+        Key("KEEP_TASKS", "integer", 200, "Directories of finished jobs that are kept, the newest.", minimum=0),
+        Key("KEEP_HOURS", "number", 72, "Hours that the directory of a finished job is kept at most.", minimum=0),
+    ],
+    checks=[_consistent],
+)  # fmt: skip
+
+
+def parse_cpulist(text: str) -> list[int]:
+    """CPU numbers of a list such as ``0-2,5``, the kernel's own notation. Raises ValueError."""
+    if not _CPULIST.fullmatch(text):
+        raise ValueError(f"expects a CPU list such as 0-2,5, not {text!r}")
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if high < low:
+            raise ValueError(f"has the backward range {part!r}")
+        cpus.update(range(low, high + 1))
+    return sorted(cpus)
+
+
+def check_cpuset(text: str, root: Root) -> list[int]:
+    """The CPUs of a cpuset, all of which this machine has online.
+
+    A worker in a VM sees the VM's CPU numbers, not the host's (S1i-D11: a unit pinned to host CPUs 10 and 11 in a guest
+    of four does not start). Raises ValueError that names what is there.
+    """
+    wanted = parse_cpulist(text)
+    online_text = root.read_or_none("/sys/devices/system/cpu/online")
+    online = parse_cpulist(online_text.strip()) if online_text else []
+    missing = [cpu for cpu in wanted if cpu not in online]
+    if missing:
+        raise ValueError(
+            f"GPU_WORKER_CPUSET={text} names CPU {', '.join(map(str, missing))}, but this machine has "
+            f"{online_text or 'no readable list of CPUs'} online (count the CPUs of the machine the worker runs in, not the host's)"
+        )
+    return wanted
+
+
+def load_settings(root: Root, gpu: str, config: str = CONFIG) -> Settings:
+    """The settings of one GPU's worker: defaults, the common file, then the GPU's own file; absent files are fine.
+
+    ``%i`` in NKEY_FILE and WORK_ROOT becomes the id, and an empty WORK_ROOT becomes ``MERGE_ROOT/<id>``. Raises
+    SettingsError with file and line, ValueError for an id that cannot be one, OSError for a file that cannot be read.
+    """
+    if not is_identifier(gpu):
+        raise ValueError(f"GPU id {gpu!r} must match {IDENTIFIER.pattern}")
+    values = dict(SCHEMA.defaults())
+    own = CONFIG_OF_GPU.format(gpu=gpu) if config == CONFIG else f"{config.removesuffix('.conf')}.d/{gpu}.conf"
+    for path in (config, own):
+        if root.exists(path):
+            named = _named_keys(root.read(path))
+            values.update({name: value for name, value in SCHEMA.load(root, path).items() if name in named})
+    if values["GPU_ID"] not in ("", gpu):
+        raise SettingsError([f"{config}: GPU_ID={values['GPU_ID']}, but this worker was started for {gpu}"])
+    values["GPU_ID"] = gpu
+    values["WORK_ROOT"] = str(values["WORK_ROOT"] or f"{values['MERGE_ROOT']}/%i").replace("%i", gpu)
+    values["NKEY_FILE"] = str(values["NKEY_FILE"]).replace("%i", gpu)
+    return SCHEMA.coerce(values, config)
+
+
+def _named_keys(text: str) -> set[str]:
+    return {line.partition("=")[0].strip() for line in text.split("\n") if not line.lstrip().startswith(("#", ";"))}
+
+
+def render_dropin(cpuset: str) -> str:
+    """The unit's drop-in that pins a worker (S1j-039): systemd wants its CPU list with blanks or commas."""
+    return f"# Made from GPU_WORKER_CPUSET; `gpu-worker-ctl restart` renews it.\n[Service]\nCPUAffinity={cpuset}\n"

@@ -1,0 +1,92 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Types of job: each turns a job's specification into a command line, or into nothing at all (``noop``).
+
+A handler only *names* the program. Whatever a type does is done by a process inside the job's own containment, never inside
+the worker, so that a type that a site installs can neither stop the heartbeats nor reach the worker's key.
+
+A site adds a type by a Python package with an entry point::
+
+    [project.entry-points."organism.job_types"]
+    embed = "my_package:EmbedHandler"
+
+whose class has ``check(spec)`` and ``command(spec)`` like those below. The command finds the job's ``args`` as JSON in
+the file that ``ORGANISM_ARGS`` names and may leave its result as JSON in the file that ``ORGANISM_VALUE`` names.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol
+
+from organism.bus.messages import BadMessage, JobSpec
+
+log = logging.getLogger(__name__)
+
+GROUP = "organism.job_types"
+
+
+class Handler(Protocol):
+    def check(self, spec: JobSpec) -> None:
+        """Raises BadMessage when the specification lacks what this type needs."""
+
+    def command(self, spec: JobSpec) -> list[str] | None:
+        """Program and arguments, or None when there is nothing to start."""
+
+
+class CmdHandler:
+    """``cmd``: the argument list as it is, no shell anywhere."""
+
+    def check(self, spec: JobSpec) -> None:
+        if not spec.cmd:
+            raise BadMessage("a cmd job needs `cmd`: a list with at least the program's name")
+
+    def command(self, spec: JobSpec) -> list[str] | None:
+        return list(spec.cmd or [])
+
+
+class ShellHandler:
+    """``shell``: a script for /bin/sh; off unless the site's policy allows it."""
+
+    def check(self, spec: JobSpec) -> None:
+        if not spec.shell:
+            raise BadMessage("a shell job needs `shell`: the script's text")
+
+    def command(self, spec: JobSpec) -> list[str] | None:
+        return ["/bin/sh", "-c", spec.shell or ""]
+
+
+class NoopHandler:
+    """``noop``: starts nothing, leaves nothing; measures the road there and back."""
+
+    def check(self, spec: JobSpec) -> None:
+        """Anything will do."""
+
+    def command(self, spec: JobSpec) -> list[str] | None:
+        return None
+
+
+def builtin_handlers() -> dict[str, Handler]:
+    return {"cmd": CmdHandler(), "shell": ShellHandler(), "noop": NoopHandler()}
+
+
+def load_handlers(found: list[EntryPoint] | None = None) -> dict[str, Handler]:
+    """The built-in types and those of installed packages. A package that does not load costs its type, not the worker;
+    the built-in names cannot be taken."""
+    handlers = builtin_handlers()
+    for entry in entry_points(group=GROUP) if found is None else found:
+        if entry.name in handlers:
+            log.error("job type %s of %s is ignored: the name is taken", entry.name, entry.value)
+            continue
+        try:
+            handler = entry.load()()
+        except Exception:  # noqa: BLE001 - a site's own code may raise anything at import; it is told, and left out
+            log.error("job type %s of %s cannot be loaded", entry.name, entry.value, exc_info=sys.exc_info())
+            continue
+        if not (callable(getattr(handler, "check", None)) and callable(getattr(handler, "command", None))):
+            log.error("job type %s of %s is ignored: it lacks check() or command()", entry.name, entry.value)
+            continue
+        handlers[entry.name] = handler
+    return handlers

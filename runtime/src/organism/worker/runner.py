@@ -1,0 +1,315 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One attempt from order to report: directory, environment, process tree, time-out, output, outcome on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from organism.bus import messages
+from organism.bus.messages import Report, RunOrder, TaskRef
+from organism.worker.devices.base import Backend, DeviceError
+from organism.worker.handlers import Handler
+from organism.worker.launch import Ending, Launch, Launcher, LaunchError, Process
+from organism.worker.output import Capture, PipeReader
+from organism.worker.store import Attempt, OutsideError, Taken, TaskStore
+
+log = logging.getLogger(__name__)
+
+Why = Literal["cancelled", "shutdown", "timeout", "discard"]
+"""Why a running job is stopped: ``discard`` means that nobody wants its report (revoked, or this worker was reset)."""
+
+VALUE_LIMIT = 256 * 1024
+"""Bytes of JSON that a job may hand back as its value."""
+PIPE_PATIENCE = 5.0
+"""Seconds for the rest of the output to arrive once the whole tree has ended."""
+UNKILLABLE = 30.0
+"""Seconds after SIGKILL from which on a tree is held to be stuck in the kernel (state D: a hung GPU)."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What of the worker's settings a job feels; sizes in bytes, times in seconds."""
+
+    gpu: str
+    cache: Path
+    timeout: float = 3600
+    kill_grace: float = 5
+    report_bytes: int = messages.OUTPUT_LIMIT
+    log_bytes: int = 64 * 1024 * 1024
+    inherit: tuple[str, ...] = ("LANG", "TZ")
+
+
+class Stop:
+    """A wish to end the running job; the first reason stays."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.why: Why | None = None
+        self.reason = ""
+
+    def ask(self, why: Why, reason: str) -> None:
+        if self.why is None or why == "discard":
+            self.why, self.reason = why, reason
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class Stuck(RuntimeError):
+    """A tree that SIGKILL does not end; this GPU must get no further job until someone has looked."""
+
+
+class Runner:
+    """Runs one order at a time on one device."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        store: TaskStore,
+        launcher: Launcher,
+        device: Backend,
+        handlers: dict[str, Handler],
+        allows: Callable[[str], bool],
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.launcher = launcher
+        self.device = device
+        self.handlers = handlers
+        self.allows = allows
+        self.environ = environ
+
+    @property
+    def types(self) -> list[str]:
+        """The job types that this worker would run."""
+        return sorted(name for name in self.handlers if self.allows(name))
+
+    async def run(self, order: RunOrder, stop: Stop, started: Callable[[], None] = lambda: None) -> Report | None:
+        """The attempt's report, on disk when it is returned (except a noop's, which can as well be run again); None when
+        the attempt was discarded. Raises Stuck."""
+        refusal = self._refusal(order)
+        if refusal is not None:
+            return refusal
+        argv = self.handlers[order.spec.type].command(order.spec)
+        if argv is None:
+            now = messages.now()
+            return self.report(order, returncode=0, started=now, finished=now)
+        return await self._run_process(order, argv, stop, started)
+
+    def _refusal(self, order: RunOrder) -> Report | None:
+        kind = order.spec.type
+        if kind not in self.handlers:
+            return self.report(
+                order,
+                error="refused",
+                message=f"job type {kind} is not installed on this worker (it has {', '.join(self.types)})",
+            )
+        if not self.allows(kind):
+            return self.report(order, error="refused", message=f"job type {kind} is not allowed by this site's policy")
+        try:
+            messages.check_spec(order.spec)
+            self.handlers[kind].check(order.spec)
+        except messages.BadMessage as error:
+            return self.report(order, error="refused", message=str(error))
+        return None
+
+    def report(self, order: RunOrder, **fields: Any) -> Report:
+        """A report of this order; ``fields`` as in :class:`organism.bus.messages.Report`."""
+        return Report(
+            ts=messages.now(),
+            task_id=order.task_id,
+            attempt=order.attempt,
+            gpu_id=self.settings.gpu,
+            incarnation=order.incarnation,
+            type=order.spec.type,
+            **fields,
+        )
+
+    async def _run_process(
+        self, order: RunOrder, argv: list[str], stop: Stop, started: Callable[[], None]
+    ) -> Report | None:
+        attempt = self.store.attempt(TaskRef(order.task_id, order.attempt))
+        begun = messages.now()
+        try:
+            attempt.create(Taken(order=order, incarnation=order.incarnation, started=begun), self.store.owner)
+            cwd = attempt.inside(order.spec.cwd)
+            env = self._environment(order, attempt)
+        except OutsideError as error:
+            return self._finish(attempt, self.report(order, error="refused", message=str(error)))
+        except (OSError, DeviceError) as error:
+            return self._finish(attempt, self.report(order, error="start", message=f"job directory or device: {error}"))
+        started()
+        limits = {"report_bytes": self.settings.report_bytes, "file_bytes": self.settings.log_bytes}
+        try:
+            captures = [Capture(attempt.log(stream), **limits) for stream in ("stdout", "stderr")]
+        except OSError as error:
+            return self._finish(attempt, self.report(order, error="start", message=f"log files: {error}"))
+        self.device.busy(True)
+        try:
+            with captures[0] as out, captures[1] as err:
+                ending, notes = await self._supervise(order, argv, env, cwd, attempt, (out, err), stop)
+        finally:
+            self.device.busy(False)
+        if stop.why == "discard":
+            attempt.abandon(stop.reason)
+            return None
+        value, trouble = _value(attempt.work / "value.json")
+        fields = _verdict(ending, stop, order.timeout or self.settings.timeout)
+        notes = [note for note in (fields.pop("message"), *notes, trouble) if note]
+        report = self.report(
+            order,
+            **fields,
+            message="; ".join(notes),
+            stdout=out.text(),
+            stderr=err.text(),
+            stdout_bytes=out.total,
+            stderr_bytes=err.total,
+            cwd=str(cwd),
+            started=begun,
+            finished=messages.now(),
+            value=value,
+        )
+        return self._finish(attempt, report)
+
+    def _finish(self, attempt: Attempt, report: Report) -> Report:
+        try:
+            attempt.finish(report)
+        except OSError as error:
+            # told all the same: the report is in memory, and a worker that dies now costs one more attempt
+            log.error("outcome of %s attempt %d cannot be written: %s", report.task_id, report.attempt, error)
+        return report
+
+    def _environment(self, order: RunOrder, attempt: Attempt) -> dict[str, str]:
+        """By white-list: nothing of the worker's own environment gets through unless a site names it. Raises OSError."""
+        env = {"PATH": PATH}
+        env |= {name: self.environ[name] for name in self.settings.inherit if name in self.environ}
+        env |= {"HOME": str(attempt.work), "TMPDIR": "/tmp"}  # noqa: S108 - private to the job under systemd
+        env |= order.spec.env
+        if order.spec.args is not None:
+            path = attempt.work / "args.json"
+            path.write_text(json.dumps(order.spec.args), encoding="utf-8")
+            path.chmod(0o644)
+            env["ORGANISM_ARGS"] = str(path)
+        # after the job's own: it must not talk itself onto another device
+        env |= self.device.binding(confined=self.launcher.confined).env
+        env |= {
+            "ORGANISM_GPU_ID": self.settings.gpu,
+            "ORGANISM_TASK_ID": order.task_id,
+            "ORGANISM_ATTEMPT": str(order.attempt),
+            "ORGANISM_WORKDIR": str(self.settings.cache),
+            "ORGANISM_JOBDIR": str(attempt.work),
+            "ORGANISM_VALUE": str(attempt.work / "value.json"),
+        }
+        return env
+
+    async def _supervise(
+        self,
+        order: RunOrder,
+        argv: list[str],
+        env: dict[str, str],
+        cwd: Path,
+        attempt: Attempt,
+        captures: tuple[Capture, Capture],
+        stop: Stop,
+    ) -> tuple[Ending, list[str]]:
+        timeout = order.timeout or self.settings.timeout
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in captures]
+        readers = [PipeReader(read, capture) for (read, _), capture in zip(pipes, captures, strict=True)]
+        launch = Launch(
+            name=f"{self.settings.gpu}-{order.task_id}-{order.attempt}",
+            argv=argv,
+            env=env,
+            cwd=cwd,
+            work=attempt.work,
+            cache=self.settings.cache,
+            stdout=pipes[0][1],
+            stderr=pipes[1][1],
+            # only felt when this worker is frozen itself
+            limit=timeout + self.settings.kill_grace + 10,
+            nodes=self.device.binding(confined=self.launcher.confined).nodes,
+        )
+        try:
+            try:
+                process = await self.launcher.start(launch)
+            except LaunchError as error:
+                return Ending(None, str(error)), []
+            ending = await self._until_end(process, stop, timeout)
+            notes = []
+            for reader, capture in zip(readers, captures, strict=True):
+                if not await reader.finished(PIPE_PATIENCE):
+                    notes.append(f"{capture.path.name} was still open after the job's end")
+                if reader.trouble is not None:
+                    notes.append(f"{capture.path.name} is incomplete: {reader.trouble.strerror or reader.trouble}")
+            return ending, notes
+        finally:
+            for reader in readers:
+                reader.stop()
+
+    async def _until_end(self, process: Process, stop: Stop, timeout: float) -> Ending:
+        end = asyncio.create_task(process.wait())
+        wish = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({end, wish}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if end.done():
+                return end.result()
+            if not wish.done():
+                stop.ask("timeout", f"no end after {timeout:g} s")
+            grace = self.settings.kill_grace
+            await process.stop(grace)
+            await asyncio.wait({end}, timeout=grace + UNKILLABLE)
+            if not end.done():
+                raise Stuck(f"processes of the job did not end {UNKILLABLE:g} s after SIGKILL (stuck in the kernel?)")
+            return end.result()
+        finally:
+            for task in (end, wish):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+
+def _verdict(ending: Ending, stop: Stop, timeout: float) -> dict[str, Any]:
+    """returncode, error and message of a report."""
+    code = ending.returncode
+    if stop.why == "timeout":
+        return {"returncode": code, "error": "timeout", "message": f"stopped after its time-out of {timeout:g} s"}
+    if stop.why is not None and stop.why != "discard":
+        return {"returncode": code, "error": stop.why, "message": stop.reason}
+    if code is None:
+        return {"returncode": None, "error": "start", "message": ending.message}
+    if code == 0:
+        return {"returncode": 0, "error": None, "message": ending.message}
+    if code < 0:
+        return {"returncode": code, "error": "signal", "message": ending.message or f"ended by signal {-code}"}
+    return {"returncode": code, "error": "exit", "message": ending.message or f"exit status {code}"}
+
+
+def _value(path: Path) -> tuple[Any, str]:
+    """What a job left as its value, and what was wrong with it; the file is the job's, so nothing about it is trusted."""
+    try:
+        # O_NONBLOCK: a fifo must not stop the worker
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"value.json cannot be read: {error.strerror}"
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > VALUE_LIMIT:
+            return None, f"value.json is ignored: it must be a file of at most {VALUE_LIMIT} bytes"
+        try:
+            return json.loads(stream.read(VALUE_LIMIT + 1)), ""
+        except (ValueError, RecursionError) as error:
+            return None, f"value.json is not JSON: {error}"

@@ -1,0 +1,381 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The worker: one order at a time from the bus to a report, fenced by lease, incarnation and attempt (docs/architecture.md).
+
+Order of commits: the outcome is on this machine's disk before the conductor hears of it, the conductor has stored it before
+the order is acknowledged. Whatever dies in between, the next one finds what is needed to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from organism.bus import messages
+from organism.bus.errors import BusError, ConsumerGone
+from organism.bus.messages import Report, RunOrder, TaskRef
+from organism.core import _bus
+from organism.worker.bus import Bus, Complaint
+from organism.worker.control import Controller
+from organism.worker.heart import Heart
+from organism.worker.lease import Lease
+from organism.worker.reporter import Reporter
+from organism.worker.runner import Runner, Stop, Stuck
+from organism.worker.state import WorkerState
+from organism.worker.store import Attempt
+
+log = logging.getLogger(__name__)
+
+IN_PROGRESS_EVERY = 15.0
+"""Seconds between two signs that an order is still being worked on (a quarter of the consumer's ack_wait)."""
+POLL = 5.0
+CLEAN_EVERY = 60.0
+REPORT_PATIENCE = 5.0
+"""Seconds that a worker which was told to stop still waits for the conductor's answer; the outcome is on disk."""
+
+
+class Order(Protocol):
+    """A :class:`organism.bus.pull.Delivery`."""
+
+    @property
+    def data(self) -> bytes: ...
+
+    async def ack_sync(self) -> None: ...
+
+    async def in_progress(self) -> None: ...
+
+    async def term(self, reason: str = "") -> None: ...
+
+
+class Orders(Protocol):
+    """A :class:`organism.bus.pull.PullConsumer`."""
+
+    async def next(self, timeout: float) -> Order | None: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds."""
+
+    heartbeat: float = 5
+    metrics: float = 5
+    stop_grace: float = 20
+    keep_tasks: int = 200
+    keep_seconds: float = 72 * 3600
+
+
+class Worker:
+    def __init__(self, bus: Bus, orders: Orders, state: WorkerState, runner: Runner, pace: Pace) -> None:
+        self.state = state
+        self.lease = Lease()
+        self.heart = Heart(bus, state, self.lease, pace.heartbeat, on_reset=self._reset, on_revoked=self._revoke)
+        self.reporter = Reporter(bus)
+        self.controller = Controller(state, runner.store)
+        self.stopping = asyncio.Event()
+        self._bus = bus
+        self._orders = orders
+        self._runner = runner
+        self._pace = pace
+        self._acks: set[asyncio.Task[None]] = set()
+        self._says: set[asyncio.Task[None]] = set()
+        self._leftovers: list[tuple[Attempt, Report]] = []
+        self._no_consumer = Complaint("no order can be fetched")
+        self._no_metrics = Complaint("the GPU's sensors cannot be read")
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Clear up after an earlier run of this worker; nothing is taken from the bus before."""
+        for name in await self._runner.launcher.clear(self.state.gpu):
+            log.warning("ended what an earlier worker had left running: %s", name)
+        unreported, died = await asyncio.to_thread(self._runner.store.leftovers)
+        for attempt in died:
+            attempt.abandon("the worker ended while it ran")
+            self.event("leftover", "died with an earlier worker", attempt.ref)
+        self._leftovers = unreported
+        self.state.unreported = {attempt.ref for attempt, _ in unreported}
+
+    async def run(self) -> None:
+        """Until :meth:`stop`. Raises what makes a worker useless (a broken launcher, a closed connection)."""
+        await self._announce()
+        self.event("start", f"serves {self.state.device.backend} {self.state.device.address}")
+        background = [
+            self.heart.run(),
+            self._metrics(),
+            self._report_leftovers(),
+            self._clean(),
+        ]
+        tasks = [asyncio.create_task(part) for part in background]
+        taking = asyncio.create_task(self._take_orders())
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            done, _ = await asyncio.wait({*tasks[:2], taking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                task.result()  # none of them ends by itself but by an error
+            await self._wind_down(taking)
+        finally:
+            for task in (*tasks, taking, stopped, *self._says, *self._acks):
+                task.cancel()
+            await asyncio.gather(*tasks, taking, stopped, *self._says, *self._acks, return_exceptions=True)
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    async def _wind_down(self, taking: asyncio.Task[None]) -> None:
+        """Let the job finish within its grace, hand back what was not begun, and go."""
+        self.state.stopping = True
+        self.event("shutdown", "finishing the running job" if self.state.running else "")
+        await self.heart.beat()  # from its answer on the conductor sends nothing more
+        if self.state.running:
+            await asyncio.wait({taking}, timeout=self._pace.stop_grace)
+        for stop in self.state.running.values():
+            stop.ask("shutdown", f"the worker was stopped and the job did not end within {self._pace.stop_grace:g} s")
+        while self.state.running and not taking.done():
+            await asyncio.wait({taking}, timeout=0.2)
+        await asyncio.wait({taking}, timeout=REPORT_PATIENCE)
+        if taking.done():
+            taking.result()
+            await self._hand_back()
+        if self._acks:
+            await asyncio.wait(self._acks, timeout=REPORT_PATIENCE)
+        if self._says:
+            await asyncio.wait(self._says, timeout=1)
+
+    async def _hand_back(self) -> None:
+        """Orders that were sent before the conductor knew: told as not begun, which costs the job no try."""
+        with contextlib.suppress(BusError, TimeoutError):  # without a bus there is nothing to hand back to
+            async with asyncio.timeout(REPORT_PATIENCE):
+                while (delivery := await self._orders.next(0.3)) is not None:
+                    order = self._read(delivery)
+                    if order is None or order.incarnation != self.state.incarnation:
+                        continue
+                    await self.reporter.deliver(
+                        self._runner.report(
+                            order, error="shutdown", message="the worker was stopped before the job began"
+                        )
+                    )
+                    await delivery.ack_sync()
+
+    # ---- orders ------------------------------------------------------------------------------------------------------
+
+    async def _take_orders(self) -> None:
+        while not self.stopping.is_set():
+            if self.state.stuck:
+                await self.stopping.wait()
+                return
+            delivery = await self._next()
+            if delivery is not None:
+                await self._handle(delivery)
+
+    async def _next(self) -> Order | None:
+        """The next order; None when there is none yet or the worker stops."""
+        fetch = asyncio.create_task(self._orders.next(POLL))
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            await asyncio.wait({fetch, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not fetch.done():
+                return None
+            delivery = fetch.result()
+            self._no_consumer.over()
+            return delivery
+        except ConsumerGone as error:
+            self._no_consumer.note(error)
+            await asyncio.wait({stopped}, timeout=1)
+            return None
+        finally:
+            for task in (fetch, stopped):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    def _read(self, delivery: Order) -> RunOrder | None:
+        """The order, or None after it was refused for good: a payload that is wrong stays wrong."""
+        try:
+            order = messages.decode(delivery.data, RunOrder)
+            if order.attempt < 1:
+                raise messages.BadMessage("attempt must be at least 1 - at `$.attempt`")
+            if order.gpu != self.state.gpu:
+                raise messages.BadMessage(f"meant for {order.gpu} - at `$.gpu`")
+        except messages.BadMessage as error:
+            self.event("bad_order", str(error))
+            self._later(self._acks, delivery.term(str(error)[:200]))
+            return None
+        return order
+
+    async def _handle(self, delivery: Order) -> None:
+        order = self._read(delivery)
+        if order is None:
+            return
+        ref = TaskRef(order.task_id, order.attempt)
+        if self.state.is_finished(ref):
+            self._later(self._acks, self._acknowledge(delivery))
+            return
+        async with self._in_progress(delivery):
+            if not await self._may_start(order):
+                self._later(self._acks, self._acknowledge(delivery))
+                return
+            report = await self._run(order, ref)
+            if report is not None:
+                await self._deliver(ref, report)
+        self.state.finished(ref)
+        self._later(self._acks, self._acknowledge(delivery))
+
+    async def _may_start(self, order: RunOrder) -> bool:
+        """False when the order must be dropped. Asks the conductor first when the lease is over."""
+        ref = TaskRef(order.task_id, order.attempt)
+        if not self.lease.fresh:
+            asking = asyncio.create_task(self.heart.ensure_fresh())
+            stopped = asyncio.create_task(self.stopping.wait())
+            try:
+                # a reset answers the question, too: the order was given to whom we were
+                while not asking.done() and not stopped.done() and order.incarnation == self.state.incarnation:
+                    await asyncio.wait({asking, stopped}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (asking, stopped):
+                    task.cancel()
+                await asyncio.gather(asking, stopped, return_exceptions=True)
+        if order.incarnation != self.state.incarnation:
+            self.event("dropped", f"given to incarnation {order.incarnation}", ref)
+            return False
+        if ref in self.state.revoked:
+            self.event("dropped", "revoked before it began", ref)
+            return False
+        return True
+
+    async def _run(self, order: RunOrder, ref: TaskRef) -> Report | None:
+        if self.stopping.is_set():
+            return self._runner.report(order, error="shutdown", message="the worker was stopped before the job began")
+        stop = Stop()
+        self.state.running[ref] = stop
+        try:
+            report = await self._runner.run(order, stop, self.heart.nudge)
+        except Stuck as error:
+            self.state.stuck = str(error)
+            self.event("stuck", f"{error}; this GPU takes no more orders until the worker is restarted", ref)
+            report = self._runner.report(order, error=stop.why or "timeout", message=str(error))
+        finally:
+            # in one step: a heartbeat in between must find it in one of the two
+            del self.state.running[ref]
+            self.state.unreported.add(ref)
+        if report is None or stop.why == "discard":
+            self.state.unreported.discard(ref)
+            return None
+        if report.error == "refused":
+            self.event("refused", report.message, ref)
+        return report
+
+    async def _deliver(self, ref: TaskRef, report: Report, attempt: Attempt | None = None) -> None:
+        reply = await self.reporter.deliver(report)
+        self.state.unreported.discard(ref)
+        if reply.verdict in ("stale", "unknown"):
+            log.info(
+                "report of %s attempt %d is not wanted: %s %s", ref.task_id, ref.attempt, reply.verdict, reply.reason
+            )
+        kept = attempt or self._runner.store.attempt(ref)
+        if kept.path.exists():
+            kept.acknowledge()
+
+    async def _acknowledge(self, delivery: Order) -> None:
+        """Beside the fetch of the next order; a redelivery is known as finished."""
+        pause = 0.1
+        while True:
+            try:
+                await delivery.ack_sync()
+                return
+            except BusError as error:
+                log.debug("order not acknowledged yet: %s", error)
+            await asyncio.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+    @contextlib.asynccontextmanager
+    async def _in_progress(self, delivery: Order) -> AsyncIterator[None]:
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(IN_PROGRESS_EVERY)
+                with contextlib.suppress(BusError):  # the bus is away: fencing covers a redelivery
+                    await delivery.in_progress()
+
+        telling = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await telling
+
+    # ---- what the conductor says -------------------------------------------------------------------------------------
+
+    def _revoke(self, ref: TaskRef) -> None:
+        stop = self.state.running.get(ref)
+        if stop is not None:
+            stop.ask("discard", "revoked by the conductor")
+        self.state.revoked.add(ref)
+
+    def _reset(self, reason: str) -> None:
+        for stop in self.state.running.values():
+            stop.ask("discard", f"reset: {reason}")
+        before = self.state.incarnation
+        self.state.renew()
+        self.event("reset", f"{reason} (was incarnation {before})")
+        self._later(self._says, self._announce())
+
+    async def control(self, message: Any) -> None:
+        """Callback of the control subject: one answer each."""
+        reply = self.controller.answer(message.data)
+        if message.reply:
+            with contextlib.suppress(BusError):  # whoever asked will ask again
+                await self._bus.say(message.reply, messages.encode(reply))
+
+    # ---- background --------------------------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        with contextlib.suppress(BusError):  # the first heartbeat says the same
+            await self._bus.say(_bus.up_subject(self.state.gpu), messages.encode(self.state.heartbeat()))
+
+    async def _report_leftovers(self) -> None:
+        for attempt, report in self._leftovers:
+            self.event("leftover", f"reporting an outcome from before: {report.error or 'done'}", attempt.ref)
+            await self._deliver(attempt.ref, report, attempt)
+        self._leftovers = []
+
+    async def _metrics(self) -> None:
+        while True:
+            try:
+                # in a thread: the sensors of a hung card may block, and heartbeats must go on
+                readings = await asyncio.to_thread(self._runner.device.readings)
+                await self._bus.say(_bus.metrics_subject(self.state.gpu), messages.encode(self.state.metrics(readings)))
+                self._no_metrics.over()
+            except (OSError, RuntimeError, BusError) as error:
+                self._no_metrics.note(error)
+            await asyncio.sleep(self._pace.metrics)
+
+    async def _clean(self) -> None:
+        while True:
+            await asyncio.to_thread(
+                self._runner.store.clean,
+                now=time.time(),
+                keep=self._pace.keep_tasks,
+                keep_seconds=self._pace.keep_seconds,
+            )
+            await asyncio.sleep(CLEAN_EVERY)
+
+    def event(self, event: str, text: str = "", ref: TaskRef | None = None) -> None:
+        """Into the journal and onto the bus."""
+        about = f" {ref.task_id} attempt {ref.attempt}:" if ref else ""
+        log.log(logging.INFO if event in ("start", "shutdown") else logging.WARNING, "%s:%s %s", event, about, text)
+
+        async def say() -> None:
+            with contextlib.suppress(BusError):  # the journal has it
+                await self._bus.say(_bus.log_subject(self.state.gpu), messages.encode(self.state.log(event, text, ref)))
+
+        self._later(self._says, say())
+
+    def _later(self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)

@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a worker knows about itself, and how it says so."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import msgspec
+
+from organism._version import VERSION
+from organism.bus import messages
+from organism.bus.messages import Device, Heartbeat, Identifier, TaskRef
+from organism.core._gpu_metrics import Readings
+from organism.worker.runner import Stop
+
+REMEMBERED = 1024
+"""Attempts that are remembered as finished, so that a redelivery is answered and not run."""
+
+
+class WorkerLog(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """On ``gpu.worker.log.<gpu>``: what an operator would want to know afterwards. ``event`` is ``start``, ``shutdown``,
+    ``reset``, ``bad_order``, ``dropped``, ``refused``, ``stuck`` or ``leftover``."""
+
+    v: int = messages.VERSION
+    ts: str
+    gpu_id: Identifier
+    incarnation: str
+    event: str
+    text: str = ""
+    task_id: str = ""
+    attempt: int = 0
+
+
+@dataclass
+class WorkerState:
+    """One worker, in memory; what must survive it is in the jobs' directories."""
+
+    gpu: str
+    host: str
+    device: Device
+    workdir: str
+    nats_url: str
+    types: list[str]
+    incarnation: str = ""
+    running: dict[TaskRef, Stop] = field(default_factory=dict)
+    unreported: set[TaskRef] = field(default_factory=set)
+    revoked: set[TaskRef] = field(default_factory=set)
+    draining: bool = False
+    stopping: bool = False
+    stuck: str = ""
+    """Why this worker must not take another order (a process that cannot be killed holds the GPU)."""
+    _finished: OrderedDict[TaskRef, None] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Become a new incarnation: nothing given to the one before counts any more."""
+        self.incarnation = secrets.token_hex(8)
+        self.revoked.clear()
+        self._finished.clear()
+
+    def finished(self, ref: TaskRef) -> None:
+        self._finished[ref] = None
+        while len(self._finished) > REMEMBERED:
+            self._finished.popitem(last=False)
+
+    def is_finished(self, ref: TaskRef) -> bool:
+        return ref in self._finished
+
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            ts=messages.now(),
+            gpu_id=self.gpu,
+            incarnation=self.incarnation,
+            host=self.host,
+            pid=os.getpid(),
+            version=VERSION,
+            device=self.device,
+            workdir=self.workdir,
+            nats_url=self.nats_url,
+            types=self.types,
+            running=list(self.running),
+            unreported=sorted(self.unreported, key=lambda ref: (ref.task_id, ref.attempt)),
+            draining=self.draining or self.stopping or bool(self.stuck),
+        )
+
+    def log(self, event: str, text: str = "", ref: TaskRef | None = None) -> WorkerLog:
+        return WorkerLog(
+            ts=messages.now(),
+            gpu_id=self.gpu,
+            incarnation=self.incarnation,
+            event=event,
+            text=text,
+            task_id=ref.task_id if ref else "",
+            attempt=ref.attempt if ref else 0,
+        )
+
+    def metrics(self, readings: Readings) -> messages.Metrics:
+        return messages.Metrics(
+            ts=messages.now(),
+            gpu_id=self.gpu,
+            incarnation=self.incarnation,
+            backend=self.device.backend,
+            pci=self.device.address,
+            gpu_busy_percent=readings.gpu_busy_percent,
+            mem_busy_percent=readings.mem_busy_percent,
+            temp_c=readings.temp_c,
+            fan_rpm=readings.fan_rpm,
+            power_w=readings.power_w,
+            vram_total_mb=readings.vram_total_mb,
+            vram_used_mb=readings.vram_used_mb,
+        )

@@ -1,0 +1,287 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Jobs as transient systemd units: own control group, unprivileged user, only their GPU's device nodes, a private /tmp, a
+read-only system, no network unless the site allows it, and no sight of the other jobs' directories or of the keys."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import logging
+import os
+import re
+import shutil
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from organism.worker.launch import Ending, Launch, LaunchError
+from organism.worker.process import JobUser
+
+log = logging.getLogger(__name__)
+
+PREFIX = "organism-job"
+KEYS = "/etc/organism/keys"
+_NODE_GROUPS = ("render", "video")
+# what execve and its preparation answer in systemd's own words (systemd.exec(5), "Process exit codes")
+_START_FAILED = range(200, 246)
+_RESULTS = {
+    "oom-kill": "out of memory",
+    "timeout": "ended by systemd's own guard",
+    "resources": "systemd lacked a resource to start it",
+}
+
+
+@dataclass(frozen=True)
+class SystemdLimits:
+    """Limits of a job's unit; empty or 0 means none."""
+
+    memory_max: str = ""
+    tasks_max: int = 4096
+    cpu_percent: int = 0
+    network: bool = False
+    cpuset: str = ""
+    cache_writable: bool = True
+    kill_grace: float = 5
+
+
+def unit_name(name: str) -> str:
+    """Ids are at most 64 plain characters each, so this stays below systemd's 255 and needs no escaping."""
+    return f"{PREFIX}-{name}.service"
+
+
+def properties(
+    launch: Launch, limits: SystemdLimits, *, user: JobUser | None, groups: list[str], bind_to: str, status: Path
+) -> list[str]:
+    """The unit's settings, ``Name=value`` each. ``status`` is the file that takes the exit status, ``bind_to`` the
+    worker's own unit (empty when it runs by hand)."""
+    cache, tasks = launch.cache, launch.cache / "tasks"
+    found = [
+        *([f"BindsTo={bind_to}", f"After={bind_to}"] if bind_to else []),
+        *([f"User={user.name}"] if user else []),
+        *([f"SupplementaryGroups={' '.join(groups)}"] if groups and launch.nodes else []),
+        "KillMode=control-group",
+        "SendSIGKILL=yes",
+        f"TimeoutStopSec={limits.kill_grace:g}",
+        f"RuntimeMaxSec={launch.limit:g}",
+        # systemd counts an end by SIGTERM as success; a job's exact end is therefore written down
+        'ExecStopPost=+:/bin/sh -c \'echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$1"\' status '
+        + quote(str(status)),
+        "OOMScoreAdjust=500",
+        "LimitCORE=0",
+        f"TasksMax={limits.tasks_max}",
+        *([f"MemoryMax={limits.memory_max}"] if limits.memory_max else []),
+        *([f"CPUQuota={limits.cpu_percent}%"] if limits.cpu_percent else []),
+        *([f"CPUAffinity={limits.cpuset}"] if limits.cpuset else []),
+        # the system, read-only; of the caches just this GPU's, of the jobs' directories just the job's own
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "PrivateTmp=yes",
+        f"InaccessiblePaths=-{KEYS}",
+        *([f"TemporaryFileSystem={cache.parent}:ro"] if len(cache.parts) > 2 else []),
+        f"{'BindPaths' if limits.cache_writable else 'BindReadOnlyPaths'}={cache}",
+        f"TemporaryFileSystem={tasks}:ro",
+        f"BindPaths={launch.work}",
+        # no way up
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "RestrictSUIDSGID=yes",
+        "RestrictNamespaces=yes",
+        "RestrictRealtime=yes",
+        "LockPersonality=yes",
+        "ProtectKernelTunables=yes",
+        "ProtectKernelModules=yes",
+        "ProtectKernelLogs=yes",
+        "ProtectControlGroups=yes",
+        "ProtectClock=yes",
+        "ProtectHostname=yes",
+        "ProtectProc=invisible",
+        "SystemCallArchitectures=native",
+        "UMask=0022",
+    ]
+    if launch.nodes:
+        found += ["DevicePolicy=closed", *(f"DeviceAllow={node} rw" for node in launch.nodes)]
+    else:
+        found += ["PrivateDevices=yes", "DevicePolicy=closed"]
+    if not limits.network:
+        found += [
+            "PrivateNetwork=yes",
+            "IPAddressDeny=any",
+            "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+        ]
+    return found
+
+
+def quote(text: str) -> str:
+    """One word of a systemd command line."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def command_line(launch: Launch, program: str, settings: list[str]) -> list[str]:
+    """The whole systemd-run call; systemd expands ``$`` in arguments, so each is doubled."""
+    return [
+        "systemd-run",
+        "--quiet",
+        "--pipe",
+        "--wait",
+        "--collect",
+        "--service-type=exec",
+        f"--unit={unit_name(launch.name)}",
+        f"--description=Job {launch.name}",
+        f"--working-directory={launch.cwd}",
+        *(f"--property={setting}" for setting in settings),
+        *(f"--setenv={name}={value}" for name, value in launch.env.items()),
+        "--",
+        program,
+        *(word.replace("$", "$$") for word in launch.argv[1:]),
+    ]
+
+
+def find_program(argv: list[str], env: dict[str, str], cwd: Path) -> str | None:
+    """The absolute path of a job's program, by the job's own PATH and directory; None when there is none."""
+    name = argv[0]
+    if "/" in name:
+        return name if name.startswith("/") else str(cwd / name)
+    found = shutil.which(name, path=env.get("PATH", os.defpath))
+    return str(cwd / found) if found else None
+
+
+def own_unit(cgroup: str) -> str:
+    """The worker's unit by the text of /proc/self/cgroup, or nothing when it was started by hand."""
+    found = re.search(r"/(gpu-worker@[^/\s]+\.service)\s*$", cgroup, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def read_ending(status: str | None, code: int, unit: str) -> Ending:
+    """How a job ended: ``status`` is what the unit wrote (``exit-code exited 3``), ``code`` systemd-run's own."""
+    if status is None:
+        if code == 0:
+            return Ending(0)
+        return Ending(
+            None, f"systemd did not start {unit} (systemd-run ended with {code}; see stderr and `journalctl -u {unit}`)"
+        )
+    result, how, what = (status.split() + ["", "", ""])[:3]
+    message = _RESULTS.get(result, "")
+    if how == "exited" and what.isdecimal():
+        number = int(what)
+        if number in _START_FAILED and code == 1:  # a program that ran would have had its own code passed on
+            return Ending(None, f"systemd could not start it (status {number}; see systemd.exec(5), exit codes)")
+        return Ending(number, message)
+    if how in ("killed", "dumped"):
+        with suppress(KeyError):
+            return Ending(-signal.Signals[f"SIG{what}"].value, message)
+        return Ending(-int(what) if what.isdecimal() else -9, message)
+    return Ending(None, message or f"systemd did not start it ({result or 'no result'})")
+
+
+class SystemdLauncher:
+    confined = True
+
+    def __init__(self, gpu: str, user: JobUser | None, limits: SystemdLimits) -> None:
+        self._gpu = gpu
+        self._user = user
+        self._limits = limits
+        self._groups = [name for name in _NODE_GROUPS if _group_exists(name)]
+        try:
+            self._bind_to = own_unit(Path("/proc/self/cgroup").read_text(encoding="ascii"))
+        except OSError as error:
+            raise LaunchError(f"cannot tell which unit this worker is: {error}") from error
+        self._running: set[SystemdProcess] = set()
+
+    async def start(self, launch: Launch) -> SystemdProcess:
+        try:
+            program = find_program(launch.argv, launch.env, launch.cwd)
+            if program is None:
+                return SystemdProcess(unit_name(launch.name), None, launch.work.parent / "status", launch.argv[0])
+            status = launch.work.parent / "status"
+            settings = properties(
+                launch, self._limits, user=self._user, groups=self._groups, bind_to=self._bind_to, status=status
+            )
+            try:
+                runner = await asyncio.create_subprocess_exec(
+                    *command_line(launch, program, settings),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=launch.stdout,
+                    stderr=launch.stderr,
+                )
+            except OSError as error:  # argument list too long, no memory
+                return SystemdProcess(
+                    unit_name(launch.name), None, status, launch.argv[0], error.strerror or str(error)
+                )
+        finally:
+            os.close(launch.stdout)
+            os.close(launch.stderr)
+        process = SystemdProcess(unit_name(launch.name), runner, status, launch.argv[0])
+        self._running.add(process)
+        process.ended.add_done_callback(lambda _: self._running.discard(process))
+        return process
+
+    async def clear(self, gpu: str) -> list[str]:
+        """Units that outlived an earlier worker (BindsTo= usually ended them already)."""
+        pattern = f"{PREFIX}-{gpu}-*.service"
+        listing = await _systemctl("list-units", "--all", "--plain", "--no-legend", "--full", pattern)
+        units = [line.split()[0] for line in listing.splitlines() if line.strip()]
+        if units:
+            await _systemctl("stop", *units)
+        return units
+
+    async def close(self) -> None:
+        for process in list(self._running):
+            await process.stop(0)
+            await process.wait()
+
+
+class SystemdProcess:
+    """One job's unit."""
+
+    def __init__(
+        self, unit: str, runner: asyncio.subprocess.Process | None, status: Path, name: str, trouble: str = ""
+    ) -> None:
+        self.unit = unit
+        self._runner = runner
+        self._status = status
+        self._name = name
+        self._trouble = trouble
+        self.ended: asyncio.Task[Ending] = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> Ending:
+        if self._runner is None:
+            return Ending(None, f"cannot run {self._name!r}: {self._trouble or 'No such file or directory'}")
+        code = await self._runner.wait()
+        try:
+            status = self._status.read_text(encoding="ascii")
+        except FileNotFoundError:
+            status = None
+        return read_ending(status, code, self.unit)
+
+    async def wait(self) -> Ending:
+        return await asyncio.shield(self.ended)
+
+    async def stop(self, grace: float) -> None:
+        """systemd itself waits KILL_GRACE_SEC between the two signals; no grace is SIGKILL at once."""
+        if not self.ended.done():
+            verb = ("kill", "--signal=SIGKILL") if grace <= 0 else ("stop", "--no-block")
+            await _systemctl(*verb, self.unit)
+
+
+def _group_exists(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+async def _systemctl(*arguments: str) -> str:
+    """Its output. Raises LaunchError; a unit that is gone already (code 5) is none."""
+    process = await asyncio.create_subprocess_exec(
+        "systemctl", *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    text = err.decode("utf-8", "replace").strip()
+    if process.returncode not in (0, 5) and "not loaded" not in text:
+        raise LaunchError(f"systemctl {' '.join(arguments)} ended with {process.returncode}: {text}")
+    return out.decode("utf-8", "replace")
