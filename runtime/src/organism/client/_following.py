@@ -72,7 +72,7 @@ async def states(link: Link, waiter: Waiter, task: rpc_types.TaskRequest) -> Asy
                     yield event
                 if subscription is None:
                     await asyncio.wait({final}, timeout=STATE_PAUSE)
-            for event in _rest(final.result().history, seen, last):
+            for event in _rest(final.result(), seen, last):
                 yield event
     finally:
         if subscription is not None:
@@ -86,13 +86,29 @@ def _is_news(event: messages.StateEvent, seen: int, last: tuple[str, int] | None
     return event.n < 0 or event.n > seen
 
 
-def _rest(history: list[messages.StateEvent], seen: int, last: tuple[str, int] | None) -> list[messages.StateEvent]:
-    """What was not heard on the way: the history that comes with the result is complete."""
+def _rest(result: Result, seen: int, last: tuple[str, int] | None) -> list[messages.StateEvent]:
+    """What was not heard on the way, and the end: the history that comes with the result is complete."""
+    history = result.history
     if seen < 0 and last is not None:
         # states came by asking, without their numbers: go on after the newest that looks like the last one told
         alike = [event.n for event in history if (event.state, event.attempt) == last]
         seen = max(alike, default=-1)
-    return [event for event in history if event.n > seen]
+    rest = [event for event in history if event.n > seen]
+    if not rest or rest[-1].state != result.state:
+        rest.append(
+            messages.StateEvent(
+                ts=result.finished or messages.now(),
+                task_id=result.task_id,
+                n=max((event.n for event in history), default=seen) + 1,
+                state=result.state,
+                user=result.user,
+                gpu=result.gpu,
+                attempt=result.attempts,
+                err=result.error,
+                reason=result.reason or None,
+            )
+        )
+    return rest
 
 
 async def _now(link: Link, task: rpc_types.TaskRequest) -> messages.StateEvent | None:

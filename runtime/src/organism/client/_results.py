@@ -16,7 +16,7 @@ class Result:
 
     task_id: str
     ok: bool
-    state: str
+    state: messages.State
     """``done``, ``failed``, ``cancelled`` or ``dead``."""
     error: str | None = None
     """One word: ``exit``, ``timeout``, ``signal``, ``start``, ..."""
