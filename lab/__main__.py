@@ -45,8 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     enter = verb("ssh", "a root shell, or one command, on a node")
     enter.add_argument("node", help="name of the node, e.g. pool1")
     enter.add_argument("command", nargs=argparse.REMAINDER, help="command to run instead of a shell")
-    runs = verb("play", "ansible-playbook on the lab; without a playbook named: playbooks/site.yml")
-    runs.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments for ansible-playbook, e.g. --check --diff")
+    verb("play", "ansible-playbook on the lab, with its arguments; playbooks/site.yml where they name none")
     return parser
 
 
@@ -69,7 +68,7 @@ def _show_status(as_json: bool) -> int:
     return 0
 
 
-def _dispatch(options: argparse.Namespace) -> int:
+def _dispatch(options: argparse.Namespace, rest: list[str]) -> int:
     where = settings()
     match options.verb:
         case "up":
@@ -86,16 +85,20 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "ssh":
             return lifecycle.enter(where, require_state(where).node(options.node), options.command)
         case "play":
-            return play.playbook(where, options.arguments)
+            return play.playbook(where, rest)
         case "demo":
             return demo.tell(where, _wish(options))
     return 0
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    options, rest = _parser().parse_known_args()
+    if options.verb == "play":
+        rest = sys.argv[sys.argv.index("play") + 1 :]  # everything is ansible-playbook's own
+    elif rest:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _dispatch(options)
+        return _dispatch(options, rest)
     except LabError as error:
         console.print(f"[bold red]{options.verb} failed:[/] {escape(str(error))}")
         if error.hint:
