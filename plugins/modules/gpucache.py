@@ -12,10 +12,10 @@ short_description: RAM caches of a machine's GPUs
 version_added: 0.1.0
 author: The organism.proxmox authors (!UNKNOWN)
 description:
-  - Gives each GPU a directory that is fast like memory and survives reboots. A tmpfs lies over a directory on disk, merged
-    by overlayfs; what was written is saved to disk regularly and restored before the next mount.
-  - Writes the configuration, switches the units of each GPU on, and mounts, resizes or unmounts the caches. GPUs that are
-    no longer configured get a last sync and are unmounted; what they saved stays.
+  - Gives each GPU a directory that is fast like memory and survives reboots. A tmpfs lies over a directory on disk,
+    merged by overlayfs; what was written is saved to disk regularly and restored before the next mount.
+  - Writes the configuration, switches the units of each GPU on, and mounts, resizes or unmounts the caches. GPUs that
+    are no longer configured get a last sync and are unmounted; what they saved stays.
   - Without systemd as the running manager the caches are mounted directly, and no unit is touched.
 requirements:
   - rsync 3.1.3 or later
@@ -26,15 +26,15 @@ options:
   state:
     description:
       - V(present) has the caches configured, enabled and mounted.
-      - V(absent) saves and unmounts every cache, switches its units off, and removes the configuration. What was saved stays
-        on disk unless O(purge=true).
+      - V(absent) saves and unmounts every cache, switches its units off, and removes the configuration. What was
+        saved stays on disk unless O(purge=true).
     type: str
     choices: [present, absent]
     default: present
   settings:
     description:
-      - The settings that differ from their defaults, by their names in the configuration file, for example C(CACHE_MB). The
-        file that this module writes explains each; an unknown name or a value out of its limits is refused.
+      - The settings that differ from their defaults, by their names in the configuration file, for example C(CACHE_MB).
+        The file that this module writes explains each; an unknown name or a value out of its limits is refused.
     type: dict
     default: {}
   keep_existing:

@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 class Machine:
-    """Runs the module as Ansible does: as a program that gets its arguments as JSON, in a Python without our packages."""
+    """Runs the module as Ansible does: as a program that gets its arguments as JSON."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
