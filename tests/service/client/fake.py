@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A conductor whose every word the test decides: what the real one says only when something is killed at a bad moment."""
+"""A conductor whose every word the test decides: also those of the real one just before it is killed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,14 @@ _REQUESTS: dict[str, type[msgspec.Struct]] = {
     "logs": rpc_types.LogsRequest,
     "top": rpc_types.TopRequest,
 }
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what has no event of its own; the test's time-out guards it."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.01)
 
 
 def result_of(task_id: str, *, user: str = "alice", ok: bool = True, stdout: str = "out") -> messages.Result:

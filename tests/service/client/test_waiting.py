@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Waiting never hangs on a job that is final, whatever was missed, and survives that either side goes away (S1k-D02)."""
+"""Waiting never hangs on a final job, whatever was missed (S1k-D02), and survives that either side goes away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from organism.client import (
     _waiting,
 )
 from service.client.conftest import SettingsOf
-from service.client.fake import FakeConductor
+from service.client.fake import FakeConductor, until
 from service.support import HANG, BusServer
 
 Action = Callable[[AsyncMaestro, FakeConductor], Coroutine[Any, Any, Any]]
@@ -99,8 +99,7 @@ def test_somebody_elses_job_can_be_waited_for(act: Callable[..., Any]) -> None:
     async def action(maestro: AsyncMaestro, conductor: FakeConductor) -> None:
         conductor.running("theirs", user="bob")
         waiting = asyncio.create_task(maestro.wait(["theirs"]))
-        while not conductor.asked["wait"]:
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(conductor.asked["wait"]))
         await conductor.finish("theirs", user="bob")  # the notice goes to bob
         assert (await waiting)["theirs"].user == "bob"
 
@@ -124,8 +123,7 @@ def test_a_fresh_job_unknown_to_the_conductor_is_not_given_up(
     async def action(maestro: AsyncMaestro, conductor: FakeConductor) -> None:
         handle = await maestro.submit(["true"])
         waiting = asyncio.create_task(handle.result())
-        while conductor.asked["wait"] < 2:  # it was told "unknown" and asked again
-            await asyncio.sleep(0.01)
+        await until(lambda: conductor.asked["wait"] >= 2)  # it was told "unknown" and asked again
         await conductor.finish(handle.task_id, notify=False)
         assert (await waiting).ok
 
@@ -164,8 +162,7 @@ def test_many_jobs_cost_few_questions(act: Callable[..., Any]) -> None:
         for name in names:
             conductor.running(name)
         waiting = asyncio.create_task(maestro.wait(names))
-        while conductor.asked["wait"] < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: conductor.asked["wait"] >= 2)
         for name in names:
             await conductor.finish(name)
         assert len(await waiting) == 1500
@@ -180,10 +177,8 @@ def test_a_wait_survives_the_conductors_death(bus: BusServer, settings_of: Setti
             async with FakeConductor(bus) as first:
                 first.running("job")
                 waiting = asyncio.create_task(maestro.wait(["job"]))
-                while not first.asked["wait"]:
-                    await asyncio.sleep(0.01)
-            while not maestro.trouble:
-                await asyncio.sleep(0.01)
+                await until(lambda: bool(first.asked["wait"]))
+            await until(lambda: bool(maestro.trouble))
             assert "no conductor answers" in maestro.trouble
             async with FakeConductor(bus) as second:
                 await second.finish("job", notify=False)
@@ -198,8 +193,7 @@ def test_a_wait_survives_the_death_of_the_bus(bus: BusServer, settings_of: Setti
         async with AsyncMaestro(settings_of()) as maestro, FakeConductor(bus) as conductor, asyncio.timeout(HANG):
             conductor.running("job")
             waiting = asyncio.create_task(maestro.wait(["job"]))
-            while not conductor.asked["wait"]:
-                await asyncio.sleep(0.01)
+            await until(lambda: bool(conductor.asked["wait"]))
             bus.kill9()
             await conductor.finish("job", notify=False)
             bus.start()
@@ -211,7 +205,7 @@ def test_a_wait_survives_the_death_of_the_bus(bus: BusServer, settings_of: Setti
 def test_no_conductor_is_said_with_the_next_step(bus: BusServer, settings_of: SettingsOf) -> None:
     async def main() -> None:
         async with AsyncMaestro(settings_of(), patience=0.5) as maestro:
-            with pytest.raises(ConductorUnreachableError, match="safe on the bus.*systemctl status"):
+            with pytest.raises(ConductorUnreachableError, match=r"safe on the bus.*systemctl status"):
                 await maestro.status("job")
 
     asyncio.run(main())
@@ -222,8 +216,7 @@ def test_a_bus_that_went_away_is_said(bus: BusServer, settings_of: SettingsOf) -
         async with AsyncMaestro(settings_of(), patience=0.5) as maestro:
             await maestro._link.nc.flush()
             bus.stop()
-            while maestro._link.nc.is_connected:
-                await asyncio.sleep(0.01)
+            await until(lambda: not maestro._link.nc.is_connected)
             with pytest.raises(BusUnreachableError, match="no connection to the bus"):
                 await maestro.status("job")
 

@@ -93,7 +93,7 @@ class AsyncMaestro:
         min_vram_mb: int | None = None,
         cwd: str | None = None,
         env: dict[str, str] | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the job's own time, as its field is called
+        timeout: float | None = None,
         max_retries: int | None = None,
         priority: int | None = None,
         delay: float | None = None,
@@ -159,7 +159,7 @@ class AsyncMaestro:
         self,
         jobs: Iterable[str | AsyncJobHandle],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the same word as in the blocking client
+        timeout: float | None = None,
     ) -> dict[str, Result]:
         """The results of all, as soon as the last is final. Survives restarts of conductor and bus.
 
@@ -182,7 +182,7 @@ class AsyncMaestro:
         self,
         jobs: Iterable[str | AsyncJobHandle],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the same word as in the blocking client
+        timeout: float | None = None,
     ) -> AsyncIterator[Result]:
         """Each result when it is there. Raises as :meth:`wait`."""
         started = time.monotonic()
@@ -312,7 +312,7 @@ class AsyncJobHandle:
 
     async def result(
         self,
-        timeout: float | None = None,  # noqa: ASYNC109 - the same word as in the blocking client
+        timeout: float | None = None,
     ) -> Result:
         """Waits for it. Raises WaitTimeoutError, NotFoundError."""
         return (await self.maestro.wait([self], timeout=timeout))[self.task_id]
