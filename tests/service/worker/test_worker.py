@@ -86,3 +86,294 @@ def test_a_noop_starts_nothing_and_leaves_nothing(bus: BusServer, workers: Worke
         assert not (worker.cache / "tasks").exists()
 
     conducted(bus, test)
+
+
+def test_a_killed_worker_leaves_no_process_and_reports_what_it_had(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        # an outcome that is on disk, but that no conductor has taken
+        conductor.taking_reports = False
+        first = await conductor.order("first", cmd=script("echo kept"))
+        outcome = worker.cache / "tasks/first/1/outcome.json"
+        async with asyncio.timeout(60):
+            while not outcome.exists():
+                await asyncio.sleep(0.02)  # the file is all there is to see: the conductor is deaf
+        worker.signal(signal.SIGKILL)
+        await worker.ended()
+        conductor.taking_reports = True
+        again = worker.start()
+        incarnation = await conductor.incarnation(other_than=first.incarnation)
+        report = await conductor.report("first")
+        assert (report.stdout, report.incarnation) == ("kept\n", first.incarnation)
+        beat = next(beat for beat in conductor.beats if beat.incarnation == incarnation)
+        assert beat.unreported == [TaskRef("first", 1)]
+        # and a job that dies with its worker, grandchildren in sessions of their own included
+        pids = worker.cache / "tasks/second/1/work/pids"
+        await conductor.order(
+            "second",
+            incarnation=incarnation,
+            cmd=script("setsid sh -c 'sleep 300 & echo $! >>pids; exec sleep 300' & echo $! $$ >>pids; wait"),
+        )
+        await conductor.running("second")
+        found: list[int] = []
+        async with asyncio.timeout(60):
+            while len(found := [int(word) for word in pids.read_text().split()] if pids.exists() else []) < 3:
+                await asyncio.sleep(0.02)  # the job tells nobody
+        again.signal(signal.SIGKILL)
+        await again.ended()
+        await_gone(found)
+        again.start()
+        newest = await conductor.incarnation(other_than=incarnation)
+        assert await conductor.event("leftover")
+        # the order of the earlier incarnation is dropped: the conductor alone decides about another attempt
+        report = await conductor.run("third", incarnation=newest, cmd=["true"])
+        assert report.returncode == 0
+        await conductor.settled()
+        assert [r.task_id for r in conductor.reports if r.task_id == "second"] == []
+        assert (worker.cache / "tasks/second/1/abandoned").exists()
+
+    conducted(bus, test)
+
+
+def test_a_reset_ends_the_job_and_makes_a_new_incarnation(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        old = await conductor.incarnation()
+        await conductor.order("zombie", cmd=script("echo $$ >pid; sleep 300"))
+        pid = int(await asyncio.to_thread(await_file, worker.cache / "tasks/zombie/1/work/pid"))
+        conductor.dead.add(old)
+        new = await conductor.incarnation(other_than=old)
+        await asyncio.to_thread(await_gone, [pid])
+        # what was meant for the one that was declared dead is not run
+        await conductor.order("late", incarnation=old, cmd=["true"])
+        assert (await conductor.run("fresh", incarnation=new, cmd=["true"])).returncode == 0
+        await conductor.settled()
+        assert {report.task_id for report in conductor.reports} == {"fresh"}
+        assert "late" in {event.get("task_id") for event in conductor.events if event["event"] == "dropped"}
+
+    conducted(bus, test)
+
+
+def test_a_frozen_worker_asks_before_it_starts_what_it_was_given_meanwhile(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        conductor.lease_s = 1.0
+        old = await conductor.incarnation()
+        assert (await conductor.run("before", cmd=["true"])).returncode == 0
+        worker.signal(signal.SIGSTOP)
+        conductor.dead.add(old)  # its time-to-live ran out while it was frozen
+        await conductor.order("meanwhile", incarnation=old, cmd=["true"])
+        await asyncio.sleep(1.5)  # the lease runs out while nothing can happen in the worker
+        worker.signal(signal.SIGCONT)
+        new = await conductor.incarnation(other_than=old)
+        assert (await conductor.run("after", incarnation=new, cmd=["true"])).returncode == 0
+        await conductor.settled()
+        assert {report.task_id for report in conductor.reports} == {"before", "after"}
+
+    conducted(bus, test)
+
+
+def test_a_revoked_attempt_is_stopped_without_a_report(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        await conductor.order("gone", cmd=script("echo $$ >pid; sleep 300"))
+        pid = int(await asyncio.to_thread(await_file, worker.cache / "tasks/gone/1/work/pid"))
+        conductor.revoked = [TaskRef("gone", 1), TaskRef("never", 2)]
+        await asyncio.to_thread(await_gone, [pid])
+        await conductor.order("never", attempt=2, cmd=["true"])
+        assert (await conductor.run("next", cmd=["true"])).returncode == 0
+        await conductor.settled()
+        assert [report.task_id for report in conductor.reports] == ["next"]
+
+    conducted(bus, test)
+
+
+def test_cancel_and_timeout_end_the_whole_tree(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+    stubborn = script('trap "" TERM; (trap "" TERM; sleep 300) & echo $! $$ >pids; while :; do sleep 300; done')
+
+    async def test(conductor: Conductor) -> None:
+        await conductor.order("cancelled", cmd=stubborn)
+        pids = await asyncio.to_thread(await_file, worker.cache / "tasks/cancelled/1/work/pids")
+        reply = await conductor.control(op="cancel", task_id="cancelled", attempt=1)
+        assert reply.ok, reply.reason
+        report = await conductor.report("cancelled")
+        assert (report.error, report.returncode) == ("cancelled", -9)
+        await asyncio.to_thread(await_gone, [int(pid) for pid in pids.split()])
+        report = await conductor.run("slow", cmd=stubborn, timeout=0.5)
+        assert (report.error, report.returncode) == ("timeout", -9)
+        assert report.message == "stopped after its time-out of 0.5 s"
+        pids = (worker.cache / "tasks/slow/1/work/pids").read_text()
+        await asyncio.to_thread(await_gone, [int(pid) for pid in pids.split()])
+        reply = await conductor.control(op="cancel", task_id="slow", attempt=1)
+        assert (reply.ok, reply.reason) == (False, "slow does not run on gpu0")
+
+    conducted(bus, test)
+
+
+def test_a_daemonised_child_ends_with_its_job(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+    double_fork = (
+        "import os, sys\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        open('pid', 'w').write(f'{os.getpid()}\\n')\n"
+        "        os.execvp('sleep', ['sleep', '300'])\n"  # keeps the job's pipes open
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "while not os.path.exists('pid'): pass\n"
+    )
+
+    async def test(conductor: Conductor) -> None:
+        report = await conductor.run("daemon", cmd=[sys.executable, "-c", double_fork])
+        assert (report.returncode, report.message) == (0, "")
+        await asyncio.to_thread(await_gone, [int((worker.cache / "tasks/daemon/1/work/pid").read_text())])
+
+    conducted(bus, test)
+
+
+def test_a_flood_of_output_is_bounded_and_kept_on_disk(bus: BusServer, workers: Workers) -> None:
+    worker = workers(LOG_MAX_MB=2)
+    flood = "import sys; sys.stdout.write('BEGIN' + 'x' * 5_000_000 + 'END'); sys.stderr.write('\\u20ac' * 70_000)"
+
+    async def test(conductor: Conductor) -> None:
+        report = await conductor.run("flood", cmd=[sys.executable, "-X", "utf8", "-c", flood])
+        assert report.returncode == 0, report.stderr
+        assert (report.stdout_bytes, report.stderr_bytes) == (5_000_008, 210_000)
+        assert len(report.stdout.encode()) <= 64_000
+        assert report.stdout.startswith("BEGINxxx")
+        assert report.stdout.endswith("xxxEND")
+        assert "bytes left out" in report.stdout
+        log = worker.cache / "tasks/flood/1/stdout.log"
+        assert 2 * 1024 * 1024 < log.stat().st_size < 2 * 1024 * 1024 + 200
+        # by offset over the bus, also now that it is finished
+        seen, offset, eof = "", 0, False
+        while not eof:
+            reply = await conductor.control(op="logs", task_id="flood", stream="stderr", offset=offset)
+            assert reply.ok, reply.reason
+            assert reply.next_offset > offset
+            seen, offset, eof = seen + reply.text, reply.next_offset, reply.eof
+        assert seen == "\u20ac" * 70_000
+        reply = await conductor.control(op="logs", task_id="../../etc/passwd")
+        assert not reply.ok
+
+    conducted(bus, test)
+
+
+def test_bad_orders_are_told_and_forgotten(bus: BusServer, workers: Workers) -> None:
+    workers()
+
+    async def test(conductor: Conductor) -> None:
+        incarnation = await conductor.incarnation()
+        good = {
+            "v": 1, "ts": "2026-11-22T10:00:00.000Z", "task_id": "x", "attempt": 1, "gpu": "gpu0", "timeout": 5,
+            "incarnation": incarnation, "user": "alice", "spec": {"cmd": ["true"]}, "enq_seq": 1,
+        }  # fmt: skip
+        bad: list[bytes] = [
+            b"not json",
+            b"\xff\xfe",
+            b"[]",
+            json.dumps({**good, "task_id": "../escape"}).encode(),
+            json.dumps({**good, "attempt": 0}).encode(),
+            json.dumps({**good, "gpu": "gpu1"}).encode(),
+            json.dumps({**good, "spec": {"cmd": "true"}}).encode(),
+        ]
+        for payload in bad:
+            await conductor.js.publish(_bus.run_subject("gpu0"), payload)
+        # well-formed orders for jobs that must not run here
+        report = await conductor.run("shell", type="shell", shell="echo no")
+        assert (report.error, report.returncode) == ("refused", None)
+        assert "not allowed" in report.message
+        report = await conductor.run("unknown", type="embed")
+        assert report.error == "refused"
+        report = await conductor.run("outside", cmd=["true"], cwd="../../..")
+        assert report.error == "refused"
+        assert (await conductor.run("good", cmd=["true"])).returncode == 0
+        await conductor.settled()
+        refusals = [event["text"] for event in conductor.events if event["event"] == "bad_order"]
+        assert len(refusals) == len(bad)
+        assert refusals[-2] == "meant for gpu1 - at `$.gpu`"
+
+    conducted(bus, test)
+
+
+def test_sigterm_lets_the_job_finish_and_takes_no_other(bus: BusServer, workers: Workers) -> None:
+    worker = workers(STOP_GRACE_SEC=60)
+
+    async def test(conductor: Conductor) -> None:
+        await conductor.order("last", cmd=script("echo started >here; while ! test -e go; do sleep 0.1; done; echo end"))
+        await asyncio.to_thread(await_file, worker.cache / "tasks/last/1/work/here")
+        await conductor.order("queued", cmd=["true"])
+        worker.signal(signal.SIGTERM)
+        await conductor.until(lambda: conductor.beats[-1].draining)
+        (worker.cache / "tasks/last/1/work/go").touch()
+        report = await conductor.report("last")
+        assert (report.returncode, report.stdout) == (0, "end\n")
+        # given before the conductor could know: handed back without costing a try
+        report = await conductor.report("queued")
+        assert (report.error, report.returncode) == ("shutdown", None)
+        assert await worker.ended() == 0
+        await conductor.settled()
+
+    conducted(bus, test)
+
+
+def test_sigterm_ends_a_job_that_outstays_its_grace(bus: BusServer, workers: Workers) -> None:
+    worker = workers(STOP_GRACE_SEC=0.3)
+
+    async def test(conductor: Conductor) -> None:
+        await conductor.order("long", cmd=script("echo $$ >pid; sleep 300"))
+        pid = int(await asyncio.to_thread(await_file, worker.cache / "tasks/long/1/work/pid"))
+        worker.signal(signal.SIGTERM)
+        report = await conductor.report("long")
+        assert report.error == "shutdown"
+        assert await worker.ended() == 0
+        await asyncio.to_thread(await_gone, [pid])
+
+    conducted(bus, test)
+
+
+def test_the_worker_goes_on_without_a_conductor_and_without_a_server(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        await conductor.order("through", cmd=script("echo $$ >pid; while ! test -e go; do sleep 0.1; done; echo survived"))
+        await asyncio.to_thread(await_file, worker.cache / "tasks/through/1/work/pid")
+        conductor.answering = conductor.taking_reports = False
+        await asyncio.to_thread(bus.kill9)
+        (worker.cache / "tasks/through/1/work/go").touch()
+        outcome = worker.cache / "tasks/through/1/outcome.json"
+        async with asyncio.timeout(60):
+            while not outcome.exists():
+                await asyncio.sleep(0.02)  # no bus to hear it from
+        await asyncio.to_thread(bus.start)
+        conductor.answering = conductor.taking_reports = True
+        report = await conductor.report("through")
+        assert (report.returncode, report.stdout) == (0, "survived\n")
+        await conductor.settled()
+
+    conducted(bus, test)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: jobs change their user")
+def test_a_roots_worker_runs_jobs_as_the_unprivileged_user(bus: BusServer, workers: Workers, tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_mode & 0o001 == 0 and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o001)  # pytest's own directories are private to root
+    worker = workers(JOB_USER="nobody")
+
+    async def test(conductor: Conductor) -> None:
+        report = await conductor.run("who", cmd=script("id -un; umask; touch mine ../forged; cat ../order.json; exit 0"))
+        assert report.stdout == "nobody\n0022\n"
+        assert "forged" in report.stderr
+        assert (worker.cache / "tasks/who/1/work/mine").exists()
+        assert not (worker.cache / "tasks/who/1/forged").exists()
+        report = await conductor.run("root", cmd=script("grep NoNewPrivs /proc/self/status; grep CapEff /proc/self/status"))
+        assert report.stdout == "NoNewPrivs:\t1\nCapEff:\t0000000000000000\n"
+
+    conducted(bus, test)
