@@ -61,4 +61,4 @@ class Remote:
         return answer
 
     def jobs(self) -> list[dict[str, Any]]:
-        return list(self.maestro("list")["jobs"])
+        return list(self.maestro("list", "--all", "--limit", "1000")["jobs"])
