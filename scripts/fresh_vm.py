@@ -114,7 +114,17 @@ class Machine:
         disk.unlink(missing_ok=True)
         quiet(["qemu-img", "create", "-q", "-f", "qcow2", "-b", work / f"{suite}.img", "-F", "raw", disk])
         self.process = subprocess.Popen(
-            ["qemu-system-x86_64", "-name", "fresh", "-machine", "q35", "-accel", accelerator(), "-cpu", "Skylake-Client"]
+            [
+                "qemu-system-x86_64",
+                "-name",
+                "fresh",
+                "-machine",
+                "q35",
+                "-accel",
+                accelerator(),
+                "-cpu",
+                "Skylake-Client",
+            ]
             + ["-smp", "2", "-m", memory, "-nodefaults", "-display", "none", "-monitor", "none"]
             + ["-kernel", str(work / f"vmlinuz-{suite}"), "-append"]
             + ["root=/dev/nvme0n1 rw console=ttyS0 apparmor=0 mitigations=off tsc=reliable"]
@@ -164,7 +174,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="trixie", help="Debian suite (default: %(default)s)")
     parser.add_argument("--memory", default="6G", help="memory of the machine (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / ".cache/fresh-vm", help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=REPOSITORY / ".cache/fresh-vm", help="folder (default: %(default)s)"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the machine running and say how to enter it")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- command, run in the clone")
     arguments = parser.parse_args()
@@ -180,7 +192,9 @@ def main() -> int:
         send_clone(machine)
         started = time.monotonic()
         environment = "".join(f"{name}={value} " for name, value in os.environ.items() if name.startswith("PIP_CERT"))
-        code = subprocess.run(machine.ssh(f"cd /root/organism && {environment}{' '.join(command)}"), check=False).returncode
+        code = subprocess.run(
+            machine.ssh(f"cd /root/organism && {environment}{' '.join(command)}"), check=False
+        ).returncode
         say(f"`{' '.join(command)}` ended with {code} after {time.monotonic() - started:.0f} s")
         if arguments.keep:
             say("kept: " + " ".join(machine.ssh()))
