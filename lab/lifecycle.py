@@ -73,7 +73,8 @@ def up(where: Settings, wish: Wish) -> None:
     tree.build(where)
     where.folder.mkdir(parents=True, exist_ok=True)
     save_state(where, state)
-    host.give_to_user(where.folder, where.state_file)
+    where.logs.mkdir(parents=True, exist_ok=True)
+    host.give_to_user(where.folder, where.logs, where.state_file)
     nodes.make_key(where)
     if not net.present(where, state):
         if stopped := nodes.stop_all(where):
@@ -102,17 +103,24 @@ def _greet(where: Settings, begun: list[tuple[Node, host.Watch | None]]) -> None
             watch.close()
 
 
-def ssh_command(where: Settings, node: Node, *command: str) -> list[str]:
-    """The ssh command line into a node (as root); ``command`` words are joined by the remote shell as ssh does."""
+def ssh_command(where: Settings, node: Node, *command: str, shared: bool = True) -> list[str]:
+    """The ssh command line into a node (as root); ``command`` words are joined by the remote shell as ssh does.
+
+    ``shared``: by the connection that stays open between commands.
+    """
     where.control_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     host.give_to_user(where.control_path.parent)
-    return ["ssh", *where.ssh_options(), f"root@{node.address}", *command]
+    # The first value of an option wins (ssh_config(5)).
+    alone = [] if shared else ["-o", "ControlPath=none"]
+    return ["ssh", *alone, *where.ssh_options(), f"root@{node.address}", *command]
 
 
 def _check_systemd(where: Settings, node: Node) -> None:
     """A node whose units failed at boot is told at once, with their names."""
     command = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
-    done = subprocess.run(ssh_command(where, node, command), capture_output=True, text=True, check=False, timeout=120)
+    # Not shared: this may run under sudo, and root's open connection would be of no use to the user.
+    words = ssh_command(where, node, command, shared=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     state, *failed = done.stdout.split("\n")
     if state != "running":
         units = ", ".join(line.split()[0] for line in failed if line) or done.stderr.strip()

@@ -128,9 +128,9 @@ def test_nodes_are_apart_and_closed_in(lab: Lab) -> None:
         # the host's kernel settings are not the node's to write
         assert lab.run("ssh", node, "sysctl -w vm.swappiness=60").returncode != 0
     # a unit of the same name killed on one node lives on on the other: they share no control group
-    pid = lab.sh("pool1", "systemctl show --property=MainPID --value dbus")
-    lab.sh("bus1", "systemctl kill --signal=KILL dbus")
-    assert lab.sh("pool1", "systemctl show --property=MainPID --value dbus") == pid
+    pid = lab.sh("pool1", "systemctl show --property=MainPID --value chrony")
+    lab.sh("bus1", "systemctl kill --signal=KILL chrony")
+    assert lab.sh("pool1", "systemctl show --property=MainPID --value chrony") == pid
 
 
 def test_a_foreign_interface_of_the_same_name_is_not_touched(lab: Lab) -> None:
