@@ -68,6 +68,8 @@ def up(where: Settings, wish: Wish) -> None:
     state = plan(wish, current, where.name, subnet)
     if state == current and _complete(where, state):
         _greet(where, [(node, None) for node in state.nodes])
+        for node in state.nodes:
+            _check_login(where, node)
         say(f"the lab is up already, nothing to do: {', '.join(node.name for node in state.nodes)}")
         return
     tree.build(where)
@@ -89,8 +91,10 @@ def up(where: Settings, wish: Wish) -> None:
         running = nodes.running(where)
         begun = [(node, None if node.name in running else nodes.start(where, node)) for node in state.nodes]
         _greet(where, begun)
-    for node in state.nodes:
-        _check_systemd(where, node)
+    for node, watch in begun:
+        _check_login(where, node)
+        if watch is not None:
+            _check_systemd(where, node)
 
 
 def _greet(where: Settings, begun: list[tuple[Node, host.Watch | None]]) -> None:
@@ -115,19 +119,29 @@ def ssh_command(where: Settings, node: Node, *command: str, shared: bool = True)
     return ["ssh", *alone, *where.ssh_options(), f"root@{node.address}", *command]
 
 
-def _check_systemd(where: Settings, node: Node) -> None:
-    """A node whose units failed at boot is told at once, with their names."""
-    command = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
+def _command(where: Settings, node: Node, command: str) -> subprocess.CompletedProcess[str]:
     # Not shared: this may run under sudo, and root's open connection would be of no use to the user.
     words = ssh_command(where, node, command, shared=False)
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+
+
+def _check_login(where: Settings, node: Node) -> None:
+    done = _command(where, node, "true")
+    if done.returncode:
+        raise LabError(
+            f"cannot enter node {node.name}: {done.stderr.strip()}", "make the lab anew: ./run clean, ./run lab up"
+        )
+
+
+def _check_systemd(where: Settings, node: Node) -> None:
+    """A node whose units failed at boot is told at once, with their names."""
+    done = _command(
+        where, node, "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
+    )
     state, *failed = done.stdout.split("\n")
     if state != "running":
-        units = ", ".join(line.split()[0] for line in failed if line) or done.stderr.strip()
-        raise LabError(
-            f"node {node.name} is {state or 'not reachable'}: {units}",
-            f"./run lab ssh {node.name} journalctl -b -p err",
-        )
+        units = ", ".join(line.split()[0] for line in failed if line)
+        raise LabError(f"node {node.name} is {state}: {units}", f"./run lab ssh {node.name} journalctl -b -p err")
 
 
 def down(where: Settings) -> None:
