@@ -50,7 +50,7 @@ def library_units() -> Iterator[tuple[Path, str, str]]:
 
 
 def render(gate: Any, templates: list[Path], into: Path) -> None:
-    """Render by Ansible itself, with the roles' defaults and what tests/gates/unit_vars.yml adds for loops and facts."""
+    """Render by Ansible itself, with the roles' defaults and tests/gates/unit_vars.yml for loops and facts."""
     if not templates:
         return
     variables = sorted(p for kind in ("defaults", "vars") for p in (REPO / "roles").glob(f"*/{kind}/main.yml"))
