@@ -65,24 +65,8 @@ def test_no_two_options_share_a_name() -> None:
 
 
 def test_every_option_of_submit_arrives() -> None:
-    words = [
-        "--cwd",
-        "sub",
-        "--timeout",
-        "1.5",
-        "--retries",
-        "0",
-        "--task-id",
-        "t1",
-        "--priority",
-        "-5",
-        "--env",
-        "A=1",
-        "--env",
-        "B=x=y",
-        "--label",
-        "run=7",
-    ]
+    words = ["--cwd", "sub", "--timeout", "1.5", "--retries", "0", "--task-id", "t1", "--priority", "-5"]
+    words += ["--env", "A=1", "--env", "B=x=y", "--label", "run=7"]
     assert fields(*words, "--delay", "3", "--min-vram", "4000", "--shell", "make") == {
         "type": "shell",
         "shell": "make",

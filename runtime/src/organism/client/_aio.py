@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from nats.aio.msg import Msg
+
 from organism.bus import messages, rpc_types
 from organism.client import _following
 from organism.client._errors import ConflictError, MaestroError, WaitTimeoutError
@@ -78,6 +80,25 @@ class AsyncMaestro:
     def trouble(self) -> str:
         """Why a wait hears nothing at the moment (bus or conductor away); empty when all is well."""
         return self._waiter.trouble
+
+    @property
+    def where(self) -> str:
+        """The addresses of the bus, for messages."""
+        return self._link.where
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """What the server said of itself: ``version``, ``jetstream``, ``max_payload`` (bytes), ``server_name``, ..."""
+        return dict(self._link.nc._server_info)
+
+    async def hear(self, subject: str) -> AsyncGenerator[Msg]:
+        """Messages on ``subject``, as they come; what a kind of user may hear is declared in ``organism.core._bus``."""
+        subscription = await self._link.nc.subscribe(subject)
+        try:
+            async for message in subscription.messages:
+                yield message
+        finally:
+            await subscription.unsubscribe()
 
     # ---- submit ------------------------------------------------------------------------------------------------------
 
@@ -248,11 +269,11 @@ class AsyncMaestro:
 
     def logs(
         self, task_id: str, *, stream: Stream = "stdout", follow: bool = False, offset: int = 0
-    ) -> AsyncIterator[LogChunk]:
+    ) -> AsyncGenerator[LogChunk]:
         """The job's output as far as it is there; with ``follow`` until the job is final, over all its attempts."""
         return _following.logs(self._link, self._task(task_id), stream, follow, offset)
 
-    def states(self, task_id: str) -> AsyncIterator[messages.StateEvent]:
+    def states(self, task_id: str) -> AsyncGenerator[messages.StateEvent]:
         """The job's states until the final one: every event for an operator, what is seen by asking for others."""
         return _following.states(self._link, self._waiter, self._task(task_id))
 
@@ -323,7 +344,7 @@ class AsyncJobHandle:
     async def cancel(self) -> rpc_types.JobInfo:
         return await self.maestro.cancel(self.task_id)
 
-    def logs(self, *, stream: Stream = "stdout", follow: bool = False) -> AsyncIterator[LogChunk]:
+    def logs(self, *, stream: Stream = "stdout", follow: bool = False) -> AsyncGenerator[LogChunk]:
         return self.maestro.logs(self.task_id, stream=stream, follow=follow)
 
 

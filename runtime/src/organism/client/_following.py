@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ STATE_PAUSE = 0.5
 
 async def logs(
     link: Link, task: rpc_types.TaskRequest, stream: str, follow: bool, offset: int
-) -> AsyncIterator[LogChunk]:
+) -> AsyncGenerator[LogChunk]:
     """Pieces of output. A job that was started again starts over, with the next attempt's number."""
     attempt = 0
     while True:
@@ -45,7 +45,7 @@ async def logs(
             await asyncio.sleep(LOG_PAUSE)
 
 
-async def states(link: Link, waiter: Waiter, task: rpc_types.TaskRequest) -> AsyncIterator[messages.StateEvent]:
+async def states(link: Link, waiter: Waiter, task: rpc_types.TaskRequest) -> AsyncGenerator[messages.StateEvent]:
     """State events until the final one. Raises NotFoundError."""
     events: asyncio.Queue[messages.StateEvent] = asyncio.Queue()
 
