@@ -46,10 +46,14 @@ def clean(places: Places, *, keep_cache: bool) -> int:
         _say(f"still mounted, so {places.cache} stays: {' '.join(mounts)}")
         return 1
     removed = 0
-    for path in doomed:
-        removed += _remove(path)
-    if not keep_cache and places.cache.exists():
-        places.cache.rmdir()
+    try:
+        for path in doomed:
+            removed += _remove(path)
+        if not keep_cache and places.cache.exists():
+            places.cache.rmdir()
+    except (OSError, subprocess.CalledProcessError) as error:
+        _say(f"{error}; what is left: {places.cache}")
+        return 1
     print(f"removed {removed} things; nothing that ./run made is left" + (" but the downloads" if keep_cache else ""))
     return 0
 
@@ -62,7 +66,11 @@ def _remove(path: Path) -> bool:
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.is_dir():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except PermissionError:
+            # parts of the lab belong to root, which made them for somebody who said sudo
+            subprocess.run(["sudo", "rm", "-rf", "--one-file-system", "--", path], check=True)
     else:
         return False
     if path.name != "__pycache__":

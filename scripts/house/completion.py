@@ -14,7 +14,7 @@ _organism_run() {
       lint) mapfile -t COMPREPLY < <(compgen -W '--fix' -- "$word") ;;
       clean) mapfile -t COMPREPLY < <(compgen -W '--keep-cache' -- "$word") ;;
       completion) mapfile -t COMPREPLY < <(compgen -W 'bash zsh' -- "$word") ;;
-      lab) mapfile -t COMPREPLY < <(compgen -W 'up down status ssh' -- "$word") ;;
+      lab) mapfile -t COMPREPLY < <(compgen -W 'up down status ssh play' -- "$word") ;;
       test) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
     esac
   fi
@@ -31,7 +31,7 @@ _organism_run() {
       lint) compadd -- --fix ;;
       clean) compadd -- --keep-cache ;;
       completion) compadd -- bash zsh ;;
-      lab) compadd -- up down status ssh ;;
+      lab) compadd -- up down status ssh play ;;
       test) _files ;;
     esac
   fi

@@ -12,11 +12,14 @@ from .steps import StepFailed, Steps
 
 LAB = {
     "ca-certificates": "TLS to the package index",
+    "debian-archive-keyring": "checks what the lab machines' tree is built from",
     "iproute2": "the lab's bridge",
     "mmdebstrap": "builds the lab machines' Debian tree",
+    "mount": "the lab machines' file systems",
     "openssh-client": "Ansible's way into the lab machines",
     "rsync": "copies trees",
     "systemd-container": "systemd-nspawn, which runs the lab machines",
+    "util-linux": "nsenter, for a look inside",
 }
 TEST = {
     "e2fsprogs": "file systems that the cache tests fill up",

@@ -46,7 +46,7 @@ def _demo(places: Places, words: list[str]) -> int:
 
 def _lab(places: Places, words: list[str]) -> int:
     if not words:
-        raise UsageError("lab wants one of: up, down, status, ssh")
+        raise UsageError("lab wants one of: up, down, status, ssh, play")
     setup.ensure(places, "demo")
     return _become(places, "-m", "lab", *words)
 
@@ -109,7 +109,7 @@ VERBS = {
     "setup": Verb("install what the tests need, and nothing else", _setup),
     "lint": Verb("the quick gates; --fix lets ruff mend and format first", _lint, "[--fix]"),
     "docs": Verb("the modules' and roles' pages, from their docstrings, into .cache/docs", _docs),
-    "lab": Verb("the throw-away machines by themselves", _lab, "up|down|status|ssh ..."),
+    "lab": Verb("the throw-away machines by themselves", _lab, "up|down|status|ssh|play ..."),
     "bench": Verb("measure against the stored baseline", None),
     "chaos": Verb("kill things while jobs run", None, "SUITE=jobs|ram"),
     "rig": Verb("virtual machines with a real kernel and twelve GPUs", None),
