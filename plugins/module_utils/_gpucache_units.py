@@ -197,9 +197,19 @@ def apply(made: Plan, settings: Settings, root: Root, systemctl: Systemctl) -> l
     for name in made.restart:
         systemctl.call("restart", name)
     # systemd has done these two, unless it does not run here or somebody mounted or unmounted by hand
-    told += [ramlayer.mount(gpucache.layer(settings, gpu), root) for gpu in made.mount]
-    told += [ramlayer.stop(gpucache.layer(settings, gpu), root) for gpu in made.unmount]
+    told += [_bring_up(gpucache.layer(settings, gpu), root) for gpu in made.mount]
+    told += [_take_down(gpucache.layer(settings, gpu), root) for gpu in made.unmount]
     return told
+
+
+def _bring_up(layer: Layer, root: Root) -> str:
+    there = ramlayer.presence(layer, root).mounted
+    return f"{layer.name}: mounted" if there else ramlayer.mount(layer, root)
+
+
+def _take_down(layer: Layer, root: Root) -> str:
+    now = ramlayer.presence(layer, root)
+    return ramlayer.stop(layer, root) if now.mounted or now.ram is not None else f"{layer.name}: unmounted"
 
 
 def set_unit(systemctl: Systemctl, name: str, wish: Wish) -> None:

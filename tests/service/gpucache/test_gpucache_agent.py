@@ -132,9 +132,7 @@ def test_what_fails_is_answered_and_told_as_an_error(
     with_operator(bus, test)
 
 
-def test_gpus_of_other_hosts_are_left_alone(
-    bus: BusServer, settings: Settings, agent: subprocess.Popen[bytes]
-) -> None:
+def test_gpus_of_other_hosts_are_left_alone(bus: BusServer, settings: Settings, agent: subprocess.Popen[bytes]) -> None:
     async def test(client: BusClient, ear: Ear) -> None:
         await client.say("gpu.cache.sync", b'{"gpu": "gpu7"}')
         await ask(client, "sync", {"gpu": "gpu0"})

@@ -168,9 +168,7 @@ def test_mounted_caches_are_not_moved(machine: Machine, settings: dict[str, Any]
     assert "would move while mounted" in refused["msg"]
 
 
-def test_prediction_before_the_map_of_gpus_exists(
-    machine: Machine, settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_prediction_before_the_map_of_gpus_exists(machine: Machine, settings: dict[str, Any], tmp_path: Path) -> None:
     if gpucache.pci_gpus(gpucache.Root()):
         pytest.skip("this machine has GPUs of its own")
     unmapped = {**settings, "GPU_IDS": [], "GPU_MAP": f"{tmp_path}/gpus.json"}
