@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The map from logical GPU ids to devices, ``/etc/organism/gpus.json``: an id once given stays with its card.
 
-A card that vanishes keeps its id reserved (``present`` is false), so that no other card ever inherits its name, queue and
-cache; it gets it back when it returns, even in another slot if it has a UUID.
+A card that vanishes keeps its id reserved (``present`` is false), so that no other card ever inherits its name, queue
+and cache; it gets it back when it returns, even in another slot if it has a UUID.
 
 PRIVATE to the organism.proxmox collection.
 """

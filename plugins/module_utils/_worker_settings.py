@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The worker's settings: ``/etc/organism/gpu-worker.conf``, and per GPU ``/etc/organism/gpu-worker.d/<id>.conf`` over it.
+"""The worker's settings: ``/etc/organism/gpu-worker.conf``, and over it a GPU's own ``gpu-worker.d/<id>.conf``.
 
 PRIVATE to the organism.proxmox collection.
 """
@@ -40,7 +40,7 @@ SCHEMA = Schema(
         Key("NATS_URL", "list", ["nats://127.0.0.1:4222"], "The bus: one URL, or several of one cluster.",
             pattern=r"(nats|tls)://\S+"),
         Key("NKEY_FILE", "path", "/etc/organism/keys/worker-%i.nk",
-            "This worker's key on the bus; %i is the GPU's id. Empty: connect without one (a test bus).", optional=True),
+            "This worker's key on the bus; %i is the GPU's id. Empty: none (a bus for tests).", optional=True),
         Key("CA_FILE", "path", "", "Certificate authority of the bus; empty: no TLS.", optional=True),
         Key("MERGE_ROOT", "path", "/srv/gpucache", "The GPUs' caches as jobs see them, a directory a GPU."),
         Key("BASE_ROOT", "path", "/data/gpucache", "The caches' persistent parts (of gpucache)."),
@@ -113,7 +113,7 @@ def check_cpuset(text: str, root: Root) -> list[int]:
     if missing:
         raise ValueError(
             f"GPU_WORKER_CPUSET={text} names CPU {', '.join(map(str, missing))}, but this machine has "
-            f"{online_text or 'no readable list of CPUs'} online (count the CPUs of the machine the worker runs in, not the host's)"
+            f"{online_text or 'no readable list of CPUs'} online (CPUs of the machine that the worker runs in count)"
         )
     return wanted
 

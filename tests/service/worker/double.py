@@ -27,7 +27,6 @@ from organism.bus.messages import (
     HeartbeatReply,
     JobSpec,
     Report,
-    ReportReply,
     RunOrder,
     TaskRef,
 )
@@ -95,7 +94,7 @@ class Conductor:
         self.reports.append(report)
         self._changed.set()
         verdict = self.verdicts.get((report.task_id, report.attempt), "recorded")
-        await self.nc.say(message.reply, messages.encode(ReportReply(verdict=verdict)))  # type: ignore[arg-type]  # a test's word
+        await self.nc.say(message.reply, b'{"verdict": "%s"}' % verdict.encode())
 
     async def until(self, what: Callable[[], Any]) -> Any:
         """The first true value of ``what``, looked at after each message."""
@@ -112,8 +111,16 @@ class Conductor:
 
         return str(await self.until(newest))
 
-    async def order(self, task_id: str, gpu: str = "gpu0", *, incarnation: str = "", attempt: int = 1, timeout: float = 60,
-                    **spec: Any) -> RunOrder:  # fmt: skip
+    async def order(
+        self,
+        task_id: str,
+        gpu: str = "gpu0",
+        *,
+        incarnation: str = "",
+        attempt: int = 1,
+        timeout: float = 60,
+        **spec: Any,
+    ) -> RunOrder:
         order = RunOrder(
             ts=messages.now(),
             task_id=task_id,
@@ -162,8 +169,8 @@ class Conductor:
 
     async def settled(self, gpu: str = "gpu0") -> None:
         async with asyncio.timeout(HANG):
-            while await self.unacknowledged(gpu):
-                await asyncio.sleep(0.05)  # the server tells nobody about an acknowledgement
+            while await self.unacknowledged(gpu):  # noqa: ASYNC110 - the server tells nobody about an acknowledgement
+                await asyncio.sleep(0.05)
 
 
 class WorkerProcess:
@@ -241,13 +248,13 @@ def await_gone(pids: list[int]) -> None:
         time.sleep(0.02)  # nobody tells about the end of a process that is not one's child
 
 
-def await_file(path: Path) -> str:
-    """The text of a file that a job writes, once it ends with a newline."""
+def await_file(path: Path, lines: int = 1) -> str:
+    """The text of a file that a job or the worker writes, once it has so many lines."""
     deadline = time.monotonic() + HANG
-    while not (path.exists() and path.read_text().endswith("\n")):
+    while not (path.exists() and path.read_text().count("\n") >= lines):
         if time.monotonic() > deadline:
             pytest.fail(f"{path} was never written")
-        time.sleep(0.02)  # a job tells nobody
+        time.sleep(0.02)  # who writes a file tells nobody
     return path.read_text()
 
 

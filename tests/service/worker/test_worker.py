@@ -96,9 +96,7 @@ def test_a_killed_worker_leaves_no_process_and_reports_what_it_had(bus: BusServe
         conductor.taking_reports = False
         first = await conductor.order("first", cmd=script("echo kept"))
         outcome = worker.cache / "tasks/first/1/outcome.json"
-        async with asyncio.timeout(60):
-            while not outcome.exists():
-                await asyncio.sleep(0.02)  # the file is all there is to see: the conductor is deaf
+        await asyncio.to_thread(await_file, outcome, 0)
         worker.signal(signal.SIGKILL)
         await worker.ended()
         conductor.taking_reports = True
@@ -116,10 +114,8 @@ def test_a_killed_worker_leaves_no_process_and_reports_what_it_had(bus: BusServe
             cmd=script("setsid sh -c 'sleep 300 & echo $! >>pids; exec sleep 300' & echo $! $$ >>pids; wait"),
         )
         await conductor.running("second")
-        found: list[int] = []
-        async with asyncio.timeout(60):
-            while len(found := [int(word) for word in pids.read_text().split()] if pids.exists() else []) < 3:
-                await asyncio.sleep(0.02)  # the job tells nobody
+        found = [int(pid) for pid in (await asyncio.to_thread(await_file, pids, 2)).split()]
+        assert len(found) == 3
         again.signal(signal.SIGKILL)
         await again.ended()
         await_gone(found)
@@ -306,7 +302,9 @@ def test_sigterm_lets_the_job_finish_and_takes_no_other(bus: BusServer, workers:
     worker = workers(STOP_GRACE_SEC=60)
 
     async def test(conductor: Conductor) -> None:
-        await conductor.order("last", cmd=script("echo started >here; while ! test -e go; do sleep 0.1; done; echo end"))
+        await conductor.order(
+            "last", cmd=script("echo started >here; while ! test -e go; do sleep 0.1; done; echo end")
+        )
         await asyncio.to_thread(await_file, worker.cache / "tasks/last/1/work/here")
         await conductor.order("queued", cmd=["true"])
         worker.signal(signal.SIGTERM)
@@ -342,15 +340,15 @@ def test_the_worker_goes_on_without_a_conductor_and_without_a_server(bus: BusSer
     worker = workers()
 
     async def test(conductor: Conductor) -> None:
-        await conductor.order("through", cmd=script("echo $$ >pid; while ! test -e go; do sleep 0.1; done; echo survived"))
+        await conductor.order(
+            "through", cmd=script("echo $$ >pid; while ! test -e go; do sleep 0.1; done; echo survived")
+        )
         await asyncio.to_thread(await_file, worker.cache / "tasks/through/1/work/pid")
         conductor.answering = conductor.taking_reports = False
         await asyncio.to_thread(bus.kill9)
         (worker.cache / "tasks/through/1/work/go").touch()
         outcome = worker.cache / "tasks/through/1/outcome.json"
-        async with asyncio.timeout(60):
-            while not outcome.exists():
-                await asyncio.sleep(0.02)  # no bus to hear it from
+        await asyncio.to_thread(await_file, outcome, 0)
         await asyncio.to_thread(bus.start)
         conductor.answering = conductor.taking_reports = True
         report = await conductor.report("through")
@@ -368,12 +366,16 @@ def test_a_roots_worker_runs_jobs_as_the_unprivileged_user(bus: BusServer, worke
     worker = workers(JOB_USER="nobody")
 
     async def test(conductor: Conductor) -> None:
-        report = await conductor.run("who", cmd=script("id -un; umask; touch mine ../forged; cat ../order.json; exit 0"))
+        report = await conductor.run(
+            "who", cmd=script("id -un; umask; touch mine ../forged; cat ../order.json; exit 0")
+        )
         assert report.stdout == "nobody\n0022\n"
         assert "forged" in report.stderr
         assert (worker.cache / "tasks/who/1/work/mine").exists()
         assert not (worker.cache / "tasks/who/1/forged").exists()
-        report = await conductor.run("root", cmd=script("grep NoNewPrivs /proc/self/status; grep CapEff /proc/self/status"))
+        report = await conductor.run(
+            "root", cmd=script("grep NoNewPrivs /proc/self/status; grep CapEff /proc/self/status")
+        )
         assert report.stdout == "NoNewPrivs:\t1\nCapEff:\t0000000000000000\n"
 
     conducted(bus, test)

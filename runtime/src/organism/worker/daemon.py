@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from organism._version import VERSION
 from organism.bus.connection import connect
@@ -46,10 +47,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gpu", default=os.environ.get("GPU_ID", ""), help="logical id of the GPU (default: $GPU_ID)")
     parser.add_argument("--config", default=CONFIG, help="settings file (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="check settings, device and user, then leave")
+    parser.add_argument("--check", action="store_true", help="check settings, device, user and bus, then leave")
     parser.add_argument("--verbose", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=VERSION)
     return parser
+
+
+def reach_bus(urls: list[str], timeout: float = 2.0) -> None:
+    """Does one of the servers accept a connection within ``timeout`` seconds each? Raises OSError that names them."""
+    trouble = []
+    for url in urls:
+        place = urlsplit(url)
+        try:
+            with socket.create_connection((place.hostname or "", place.port or 4222), timeout):
+                return
+        except OSError as error:
+            trouble.append(f"{url}: {error.strerror or error}")
+    raise OSError(f"no server of the bus can be reached ({'; '.join(trouble)}); is nats-server running there?")
 
 
 class Misconfigured(Exception):
@@ -201,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings(root, options.gpu, options.config)
         if options.check:
             runner = build_runner(settings, root, options.gpu)
+            reach_bus(settings.words("NATS_URL"))
             sys.stdout.write(f"{options.gpu}: {runner.device.device.model}, job types {', '.join(runner.types)}\n")
             return 0
         return asyncio.run(serve(settings, root, options.gpu, Notifier()))

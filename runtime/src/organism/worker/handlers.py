@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Types of job: each turns a job's specification into a command line, or into nothing at all (``noop``).
 
-A handler only *names* the program. Whatever a type does is done by a process inside the job's own containment, never inside
-the worker, so that a type that a site installs can neither stop the heartbeats nor reach the worker's key.
+A handler only *names* the program. Whatever a type does is done by a process inside the job's own containment, never
+inside the worker, so that a type that a site installs can neither stop the heartbeats nor reach the worker's key.
 
 A site adds a type by a Python package with an entry point::
 
@@ -64,7 +64,7 @@ class NoopHandler:
     def check(self, spec: JobSpec) -> None:
         """Anything will do."""
 
-    def command(self, spec: JobSpec) -> list[str] | None:
+    def command(self, spec: JobSpec) -> list[str] | None:  # noqa: ARG002 - the handlers' interface
         return None
 
 
@@ -82,7 +82,7 @@ def load_handlers(found: list[EntryPoint] | None = None) -> dict[str, Handler]:
             continue
         try:
             handler = entry.load()()
-        except Exception:  # noqa: BLE001 - a site's own code may raise anything at import; it is told, and left out
+        except Exception:  # a site's own code may raise anything at import; it is told, and left out
             log.error("job type %s of %s cannot be loaded", entry.name, entry.value, exc_info=sys.exc_info())
             continue
         if not (callable(getattr(handler, "check", None)) and callable(getattr(handler, "command", None))):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Heartbeats: each is a request whose answer renews the lease and says what is revoked. They never stop during a job."""
+"""Heartbeats: requests whose answers renew the lease and say what is revoked. They never stop during a job."""
 
 from __future__ import annotations
 
@@ -84,9 +84,8 @@ class Heart:
                 self._silence.note(error)
                 return False
             self._silence.over()
-            if heartbeat.incarnation != self._state.incarnation:
-                return False  # an answer to who we were
-            return self._take(reply, sent)
+            # an answer to who we were says nothing about who we are
+            return heartbeat.incarnation == self._state.incarnation and self._take(reply, sent)
 
     def _take(self, reply: HeartbeatReply, sent: float) -> bool:
         if reply.reset:
@@ -107,8 +106,6 @@ class Heart:
     async def ensure_fresh(self) -> None:
         """Returns once the lease is fresh: asks the conductor, again and again with growing pauses."""
         pause = 0.1
-        while not self._lease.fresh:
-            if await self.beat() and self._lease.fresh:
-                return
+        while not (self._lease.fresh or (await self.beat() and self._lease.left > 0)):
             await asyncio.sleep(pause)
             pause = min(2.0, pause * 2)

@@ -17,7 +17,8 @@ _NOTICE_BYTES = 80
 class Capture:
     """Takes one stream of a job as it comes.
 
-    ``report_bytes`` bounds :meth:`text`, ``file_bytes`` the file; what goes beyond is counted and dropped, with a notice.
+    ``report_bytes`` bounds :meth:`text`, ``file_bytes`` the file; what goes beyond is counted and dropped, and a notice
+    says so.
     """
 
     def __init__(self, path: Path, *, report_bytes: int, file_bytes: int) -> None:
@@ -59,10 +60,8 @@ class Capture:
         while keep:
             keep = keep[os.write(self._file, keep) :]
         if self._file_left <= 0:
-            os.write(
-                self._file,
-                f"\n[organism: the log's limit of {self._file_bytes} bytes is reached; the rest is dropped]\n".encode(),
-            )
+            notice = f"[organism: the log's limit of {self._file_bytes} bytes is reached; the rest is dropped]"
+            os.write(self._file, f"\n{notice}\n".encode())
 
     def close(self) -> None:
         if self._file is not None:

@@ -46,8 +46,7 @@ class ProcessLauncher:
     confined = False
 
     def __init__(self, user: JobUser | None = None, *, adopt: bool = False) -> None:
-        """``adopt``: this process is for the launcher alone, so it adopts the jobs of a warden that was killed, and ends
-        them."""
+        """``adopt``: this process has no other children, so it takes those of a killed warden and ends them."""
         self._user = user
         self._adopt = adopt
         if adopt:
@@ -148,7 +147,7 @@ class ProcessLauncher:
         if self._link is not None:
             self._link.send(json.dumps({"op": "stop", "grace": grace}).encode())
 
-    async def clear(self, gpu: str) -> list[str]:
+    async def clear(self, gpu: str) -> list[str]:  # noqa: ARG002 - the launchers' interface
         """Nothing can be left: the warden of an earlier worker ended everything when that worker died."""
         return []
 

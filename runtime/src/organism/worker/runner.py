@@ -98,8 +98,10 @@ class Runner:
         return sorted(name for name in self.handlers if self.allows(name))
 
     async def run(self, order: RunOrder, stop: Stop, started: Callable[[], None] = lambda: None) -> Report | None:
-        """The attempt's report, on disk when it is returned (except a noop's, which can as well be run again); None when
-        the attempt was discarded. Raises Stuck."""
+        """The attempt's report, or None when the attempt was discarded. Raises Stuck.
+
+        It is on disk when it is returned, except a noop's, which can as well be run again.
+        """
         refusal = self._refusal(order)
         if refusal is not None:
             return refusal
@@ -193,7 +195,10 @@ class Runner:
         return report
 
     def _environment(self, order: RunOrder, attempt: Attempt) -> dict[str, str]:
-        """By white-list: nothing of the worker's own environment gets through unless a site names it. Raises OSError."""
+        """By white-list: nothing of the worker's own environment gets through unless a site names it.
+
+        Raises OSError or DeviceError.
+        """
         env = {"PATH": PATH}
         env |= {name: self.environ[name] for name in self.settings.inherit if name in self.environ}
         env |= {"HOME": str(attempt.work), "TMPDIR": "/tmp"}  # noqa: S108 - private to the job under systemd
@@ -297,7 +302,7 @@ def _verdict(ending: Ending, stop: Stop, timeout: float) -> dict[str, Any]:
 
 
 def _value(path: Path) -> tuple[Any, str]:
-    """What a job left as its value, and what was wrong with it; the file is the job's, so nothing about it is trusted."""
+    """What a job left as its value, and what was wrong with it. The file is the job's: nothing about it is trusted."""
     try:
         # O_NONBLOCK: a fifo must not stop the worker
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The worker: one order at a time from the bus to a report, fenced by lease, incarnation and attempt (docs/architecture.md).
+"""The worker: one order at a time from the bus to a report, fenced by lease, incarnation and attempt.
 
-Order of commits: the outcome is on this machine's disk before the conductor hears of it, the conductor has stored it before
-the order is acknowledged. Whatever dies in between, the next one finds what is needed to go on.
+Order of commits (docs/architecture.md): the outcome is on this machine's disk before the conductor hears of it, the
+conductor has stored it before the order is acknowledged. Whatever dies in between, the next one finds what it needs.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 IN_PROGRESS_EVERY = 15.0
 """Seconds between two signs that an order is still being worked on (a quarter of the consumer's ack_wait)."""
 POLL = 5.0
+NOT_BEGUN = "the worker was stopped before the job began"
 CLEAN_EVERY = 60.0
 REPORT_PATIENCE = 5.0
 """Seconds that a worker which was told to stop still waits for the conductor's answer; the outcome is on disk."""
@@ -44,6 +45,9 @@ class Order(Protocol):
 
     @property
     def data(self) -> bytes: ...
+
+    @property
+    def reply(self) -> str: ...
 
     async def ack_sync(self) -> None: ...
 
@@ -97,8 +101,22 @@ class Worker:
         for attempt in died:
             attempt.abandon("the worker ended while it ran")
             self.event("leftover", "died with an earlier worker", attempt.ref)
+        await self._release_order()
         self._leftovers = unreported
         self.state.unreported = {attempt.ref for attempt, _ in unreported}
+
+    async def _release_order(self) -> None:
+        """Acknowledge the order that an earlier worker held when it died.
+
+        It was addressed to that incarnation and can never run again, but until it is acknowledged the consumer hands
+        out nothing else (one order in flight a GPU), which would idle the GPU for the rest of ``ack_wait``.
+        """
+        held = await asyncio.to_thread(self._runner.store.held_order)
+        if held.startswith(f"$JS.ACK.{_bus.STREAM_WQ}.{_bus.run_consumer(self.state.gpu)}."):
+            try:
+                await self._bus.ask(held, b"+ACK", timeout=5.0)
+            except BusError as error:
+                log.warning("an earlier worker's order is not released; the next may take a minute: %s", error)
 
     async def run(self) -> None:
         """Until :meth:`stop`. Raises what makes a worker useless (a broken launcher, a closed connection)."""
@@ -154,11 +172,7 @@ class Worker:
                     order = self._read(delivery)
                     if order is None or order.incarnation != self.state.incarnation:
                         continue
-                    await self.reporter.deliver(
-                        self._runner.report(
-                            order, error="shutdown", message="the worker was stopped before the job began"
-                        )
-                    )
+                    await self.reporter.deliver(self._runner.report(order, error="shutdown", message=NOT_BEGUN))
                     await delivery.ack_sync()
 
     # ---- orders ------------------------------------------------------------------------------------------------------
@@ -215,6 +229,7 @@ class Worker:
         if self.state.is_finished(ref):
             self._later(self._acks, self._acknowledge(delivery))
             return
+        self._runner.store.hold_order(delivery.reply)
         async with self._in_progress(delivery):
             if not await self._may_start(order):
                 self._later(self._acks, self._acknowledge(delivery))
@@ -249,7 +264,7 @@ class Worker:
 
     async def _run(self, order: RunOrder, ref: TaskRef) -> Report | None:
         if self.stopping.is_set():
-            return self._runner.report(order, error="shutdown", message="the worker was stopped before the job began")
+            return self._runner.report(order, error="shutdown", message=NOT_BEGUN)
         stop = Stop()
         self.state.running[ref] = stop
         try:

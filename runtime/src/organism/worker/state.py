@@ -22,8 +22,10 @@ REMEMBERED = 1024
 
 
 class WorkerLog(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """On ``gpu.worker.log.<gpu>``: what an operator would want to know afterwards. ``event`` is ``start``, ``shutdown``,
-    ``reset``, ``bad_order``, ``dropped``, ``refused``, ``stuck`` or ``leftover``."""
+    """On ``gpu.worker.log.<gpu>``: what an operator would want to know afterwards.
+
+    ``event`` is ``start``, ``shutdown``, ``reset``, ``bad_order``, ``dropped``, ``refused``, ``stuck`` or ``leftover``.
+    """
 
     v: int = messages.VERSION
     ts: str

@@ -129,7 +129,23 @@ class TaskStore:
 
     def __init__(self, work_root: Path, owner: Owner | None = None) -> None:
         self.top = work_root / "tasks"
+        self._held = work_root / ".order"
         self.owner = owner or Owner()
+
+    def hold_order(self, reply: str) -> None:
+        """Note where the order in hand is to be acknowledged, for whoever comes after a sudden death.
+
+        Raises OSError.
+        """
+        # not synced: after a power cut the consumer's own time-out does the same, only slower
+        write_atomic(self._held, reply, mode=0o600, durable=False)
+
+    def held_order(self) -> str:
+        """What :meth:`hold_order` noted last; acknowledging it twice does no harm."""
+        try:
+            return self._held.read_text(encoding="ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
 
     def attempt(self, ref: TaskRef) -> Attempt:
         return Attempt(self.top, ref)
@@ -164,7 +180,10 @@ class TaskStore:
         return unreported, died
 
     def clean(self, *, now: float, keep: int, keep_seconds: float) -> int:
-        """Remove directories of closed attempts that are too old or too many; ``now`` is in Unix time. Returns how many."""
+        """Remove directories of closed attempts that are too old or too many; ``now`` is in Unix time.
+
+        Returns how many.
+        """
         closed: list[tuple[float, Attempt]] = []
         for attempt in self.attempts():
             if attempt.closed:
@@ -181,7 +200,7 @@ class TaskStore:
 
 def _names(directory: Path) -> list[str]:
     try:
-        return sorted(os.listdir(directory))
+        return sorted(path.name for path in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 

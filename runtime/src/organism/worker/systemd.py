@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Jobs as transient systemd units: own control group, unprivileged user, only their GPU's device nodes, a private /tmp, a
-read-only system, no network unless the site allows it, and no sight of the other jobs' directories or of the keys."""
+"""Jobs as transient systemd units: own control group, unprivileged user, only their GPU's device nodes, a private /tmp,
+a read-only system, no network unless the site allows it, no sight of the other jobs' directories or of the keys."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def read_ending(status: str | None, code: int, unit: str) -> Ending:
         return Ending(
             None, f"systemd did not start {unit} (systemd-run ended with {code}; see stderr and `journalctl -u {unit}`)"
         )
-    result, how, what = (status.split() + ["", "", ""])[:3]
+    result, how, what = [*status.split(), "", "", ""][:3]
     message = _RESULTS.get(result, "")
     if how == "exited" and what.isdecimal():
         number = int(what)

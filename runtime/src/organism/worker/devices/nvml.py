@@ -92,7 +92,7 @@ class NvmlGpu:
                 raise DeviceError(f"NVIDIA device {self.device.uuid} is lost: {error}") from error
             return None
 
-    def binding(self, *, confined: bool) -> Binding:
+    def binding(self, *, confined: bool) -> Binding:  # noqa: ARG002 - the backends' interface
         """By UUID: it means the same card however many are visible."""
         env = {"CUDA_VISIBLE_DEVICES": str(self.device.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return Binding(env=env, nodes=(f"/dev/nvidia{self._minor}", *CONTROL_NODES, *self._capabilities()))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A GPU that is not there and says so: its load and heat follow the jobs, so that a pool can be tried without hardware."""
+"""A GPU that is not there and says so; load and heat follow its jobs, so that a pool can be tried without hardware."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SimulatedGpu:
             vram_used_mb=min(self.device.vram_mb, BUSY_VRAM_MB if self._on else IDLE_VRAM_MB),
         )
 
-    def binding(self, *, confined: bool) -> Binding:
+    def binding(self, *, confined: bool) -> Binding:  # noqa: ARG002 - the backends' interface
         """No device nodes, and every runtime is told that there is no GPU: a job must not find a real one by chance."""
         return Binding(
             env={

@@ -49,7 +49,7 @@ class SysfsGpu:
         else:
             index = visible_index(self._root, self._gpu)
             if index is None:
-                # no KFD (Polaris without ROCm): nothing reads the variable; every card is refused rather than a wrong one
+                # no KFD (Polaris without ROCm): rather none than a wrong one
                 return {"ROCR_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GPU_DEVICE_ORDINAL": "-1"}
             rocr = str(index)
         return {"ROCR_VISIBLE_DEVICES": rocr, "HIP_VISIBLE_DEVICES": "0", "GPU_DEVICE_ORDINAL": "0"}
