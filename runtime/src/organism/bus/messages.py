@@ -205,7 +205,7 @@ class StateEvent(msgspec.Struct, omit_defaults=True, kw_only=True):
     ts: str
     task_id: Identifier
     n: int
-    """Position in the job's history, from 0."""
+    """Position in the job's history, from 0, growing; steps that leave no record may be missing or come late."""
     state: State
     user: str = ""
     gpu: str | None = None
@@ -234,6 +234,8 @@ class Result(msgspec.Struct, omit_defaults=True, kw_only=True):
     labels: dict[str, str] = {}
     history: list[StateEvent] = []
     enq_seq: int = 0
+    digest: str = ""
+    """Fingerprint of the submission: the same id with the same content again is the same job."""
 
 
 class Journal(msgspec.Struct, omit_defaults=True, kw_only=True):

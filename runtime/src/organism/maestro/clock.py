@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One time for all decisions: it starts at the server's clock and then runs by the monotonic one.
+
+Delays and retries are written in this time, so that a conductor on a machine with a wrong clock, or one whose clock is
+set while it runs, starts nothing early and nothing late.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+
+def stamp(seconds: float) -> str:
+    """Seconds since 1970 as the bus writes times."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Clock:
+    """Seconds since 1970; never runs backwards between two calls of :meth:`set`."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def set(self, server_time: float) -> None:
+        """The server says that it is ``server_time`` now."""
+        self._offset = server_time - time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+    def stamp(self) -> str:
+        return stamp(self.now())

@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The unfinished jobs: a fold over the records of ORG_WQ and ORG_RESULTS, the same live and in a replay.
+
+No clock, no I/O. Times are seconds since 1970 by the server's clock (:class:`organism.maestro.clock.Clock`). Live, each
+record is applied when the server has confirmed it; a conductor that takes over applies the same records in the order
+of the stream and arrives at the same set (tests/unit/maestro/test_ledger.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from organism.bus import messages
+from organism.bus.messages import JobSpec, Journal, StateEvent
+from organism.maestro.clock import stamp
+
+KEPT_SPEC = 4096
+"""Bytes of a submission that are kept in memory; a larger one is fetched again when it is dispatched."""
+
+STEPS = 8
+"""Positions in the history that an attempt may use: events of a replaying conductor get the numbers that those of its
+predecessor had, whatever of the volatile ones (running, waiting_gpu) either of them saw."""
+SCHEDULED, RUNNING, RETRY, WAITING, FINAL = 0, 1, 2, 3, 4
+
+Phase = Literal["waiting", "assigned"]
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    """What the ledger needs of a :class:`organism.bus.messages.RunOrder`; decoding one skips the specification."""
+
+    ts: str
+    task_id: str
+    attempt: int
+    gpu: str
+    incarnation: str
+    enq_seq: int
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a submission gets that does not say (DEFAULT_TIMEOUT_SEC in seconds, MAX_RETRIES)."""
+
+    timeout: float = 3600.0
+    max_retries: int = 2
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One unfinished job."""
+
+    seq: int
+    """Sequence of its submission in ORG_WQ: unique for ever, and the order of arrival."""
+    task_id: str
+    user: str
+    submitted: float
+    type: str
+    requested_gpu: str | None
+    min_vram_mb: int
+    priority: int
+    timeout: float
+    max_retries: int
+    labels: dict[str, str]
+    command: str
+    digest: str
+    raw: bytes | None
+    """The submission's JSON, or None when it is large."""
+    size: int
+    phase: Phase = "waiting"
+    attempt: int = 0
+    tries: int = 0
+    lost: int = 0
+    gpu: str | None = None
+    """Where the present or last attempt went."""
+    incarnation: str = ""
+    excluded: str | None = None
+    """Where it failed last: tried again there only when no other GPU would do."""
+    not_before: float = 0.0
+    err: str = ""
+    reason: str = ""
+    since: float = 0.0
+    state: messages.State = "enqueued"
+    steps: list[StateEvent] = field(default_factory=list)
+    """Its history after `enqueued`."""
+    records: list[int] = field(default_factory=list)
+    """Sequences of its other records in ORG_WQ."""
+    busy: str = ""
+    """Live only: the commit in flight (``dispatch``, ``outcome``); nothing else is decided about the job meanwhile."""
+
+    def event(self, kind: int, state: messages.State, now: float, *, err: str = "", reason: str = "") -> StateEvent:
+        """The next step of the history, remembered and returned for publication."""
+        step = StateEvent(
+            ts=stamp(now),
+            task_id=self.task_id,
+            n=STEPS * self.attempt + kind,
+            state=state,
+            user=self.user,
+            gpu=self.gpu if kind != WAITING else self.requested_gpu,
+            attempt=self.attempt,
+            tries=self.tries,
+            err=err or None,
+            reason=reason or None,
+        )
+        self.steps.append(step)
+        self.state, self.since, self.reason = state, now, reason
+        return step
+
+    def running_event(self, now: float) -> StateEvent:
+        return self.event(RUNNING, "running", now)
+
+    def first_event(self) -> StateEvent:
+        return StateEvent(ts=stamp(self.submitted), task_id=self.task_id, n=0, state="enqueued", user=self.user)
+
+    def history(self) -> list[StateEvent]:
+        return [self.first_event(), *self.steps]
+
+    def lasting(self) -> Iterator[StateEvent]:
+        """The part of the history that a replay brings back."""
+        yield self.first_event()
+        for step in self.steps:
+            if step.n % STEPS in (SCHEDULED, RETRY, FINAL):
+                yield step
+
+
+def digest(user: str, spec: JobSpec) -> str:
+    """Fingerprint of what was asked for, whatever the spelling of the JSON was."""
+    return hashlib.blake2b(user.encode() + b"\0" + messages.encode(spec), digest_size=12).hexdigest()
+
+
+def generated_id(submitted: float, seq: int) -> str:
+    """The id of a submission without one: of what the stream says about it, so that any conductor finds the same."""
+    return f"task-{int(submitted * 1000)}-{seq}"
+
+
+def shown_command(spec: JobSpec) -> str:
+    text = " ".join(spec.cmd) if spec.cmd else spec.shell or ""
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+class Conflict(ValueError):
+    """The id of an unfinished job, with another content."""
+
+
+class Ledger:
+    """All unfinished jobs, and which messages of ORG_WQ are still needed."""
+
+    def __init__(self, defaults: Defaults | None = None) -> None:
+        self.defaults = defaults or Defaults()
+        self.jobs: dict[int, Job] = {}
+        self.by_id: dict[str, Job] = {}
+        self.refused: set[int] = set()
+        """Submissions that will not become jobs, until that is written down."""
+        self.bytes = 0
+        """Of all unfinished submissions in the stream."""
+        self.buried: set[tuple[str, str]] = set()
+        """(GPU, incarnation) that lost an attempt: what they were told to run must never start."""
+        self.results_upto = 0
+        """Results of ORG_RESULTS up to here are counted in by a retire record."""
+        self._order: deque[int] = deque()
+
+    # ---- records -----------------------------------------------------------------------------------------------------
+
+    def submitted(self, seq: int, user: str, spec: JobSpec, raw: bytes, time: float) -> Job | None:
+        """A submission that may run; None for one that is known already (same id, same content). Raises Conflict."""
+        if seq in self.jobs:
+            return None
+        task_id = spec.task_id or generated_id(time, seq)
+        fingerprint = digest(user, spec)
+        known = self.by_id.get(task_id)
+        if known is not None:
+            if known.digest == fingerprint:
+                return None
+            raise Conflict(f"id {task_id} is that of an unfinished job with another content; choose another id")
+        job = Job(
+            seq=seq,
+            task_id=task_id,
+            user=user,
+            submitted=time,
+            type=spec.type,
+            requested_gpu=spec.gpu,
+            min_vram_mb=spec.min_vram_mb,
+            priority=spec.priority,
+            timeout=spec.timeout or self.defaults.timeout,
+            max_retries=self.defaults.max_retries if spec.max_retries is None else spec.max_retries,
+            labels=dict(spec.labels),
+            command=shown_command(spec),
+            digest=fingerprint,
+            raw=raw if len(raw) <= KEPT_SPEC else None,
+            size=len(raw),
+            not_before=time + spec.delay if spec.delay else 0.0,
+            since=time,
+        )
+        self.jobs[seq] = job
+        self.by_id[task_id] = job
+        self.bytes += job.size
+        self._order.append(seq)
+        return job
+
+    def refuse(self, seq: int) -> None:
+        """A submission that ends without having been a job; it is needed until its end is written (``drop``)."""
+        self.refused.add(seq)
+        self._order.append(seq)
+
+    def dispatched(self, order: RunRecord, seq: int, time: float) -> Job | None:
+        """A run order is in the stream."""
+        job = self.jobs.get(order.enq_seq)
+        if job is None or order.attempt != job.attempt + 1:
+            return None
+        job.records.append(seq)
+        job.attempt, job.gpu, job.incarnation = order.attempt, order.gpu, order.incarnation
+        job.phase, job.not_before = "assigned", 0.0
+        job.event(SCHEDULED, "scheduled", time)
+        return job
+
+    def retried(self, journal: Journal, seq: int, time: float) -> Job | None:
+        """An attempt ended without a final state."""
+        job = self.jobs.get(journal.enq_seq)
+        if job is None or journal.attempt != job.attempt or job.phase != "assigned":
+            return None
+        job.records.append(seq)
+        if journal.lost:
+            job.lost += 1
+            if job.gpu is not None:
+                self.buried.add((job.gpu, job.incarnation))
+        elif journal.err != "shutdown":
+            job.tries += 1
+        job.phase = "waiting"
+        job.err = journal.err
+        job.excluded = None if journal.err == "shutdown" else job.gpu
+        job.not_before = messages.seconds_since_epoch(journal.not_before) if journal.not_before else 0.0
+        job.event(RETRY, "retry", time, err=journal.err)
+        return job
+
+    def drop(self, seq: int) -> Job | None:
+        """A submission is final (its result is stored), or was refused: nothing of it is needed any more."""
+        self.refused.discard(seq)
+        job = self.jobs.pop(seq, None)
+        if job is not None:
+            del self.by_id[job.task_id]
+            self.bytes -= job.size
+        return job
+
+    def retired(self, journal: Journal) -> None:
+        """A retire record, in a replay."""
+        self.results_upto = max(self.results_upto, journal.results_upto)
+        for seq in journal.retired:
+            self.drop(seq)
+
+    # ---- questions ---------------------------------------------------------------------------------------------------
+
+    def first_needed(self) -> int | None:
+        """The oldest submission that is not final, or None."""
+        order = self._order
+        while order and order[0] not in self.jobs and order[0] not in self.refused:
+            order.popleft()
+        return order[0] if order else None
+
+    def waiting(self) -> Iterable[Job]:
+        return (job for job in self.jobs.values() if job.phase == "waiting")
+
+    def assigned(self) -> Iterable[Job]:
+        return (job for job in self.jobs.values() if job.phase == "assigned")
+
+    def __len__(self) -> int:
+        return len(self.jobs)

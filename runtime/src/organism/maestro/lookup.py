@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The last message of each of many subjects with one question a thousand (direct get, NATS ADR-31)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Iterable
+from datetime import datetime
+
+from nats.aio.msg import Msg
+
+from organism.bus.errors import BusError, Unavailable
+from organism.bus.jetstream import JetStream, Stored
+
+MOST = 1000
+"""Subjects in one question; the server's limit is 1,024."""
+
+
+async def last_many(js: JetStream, stream: str, subjects: Iterable[str], *, timeout: float = 10.0) -> dict[str, Stored]:
+    """subject -> its last message, for those that have one. Raises Unavailable or BusError.
+
+    In a cluster a replica may answer that lags by a moment: what is decided on it must bear that.
+    """
+    wanted = list(subjects)
+    found: dict[str, Stored] = {}
+    for at in range(0, len(wanted), MOST):
+        found.update(await _ask(js, stream, wanted[at : at + MOST], timeout))
+    return found
+
+
+async def _ask(js: JetStream, stream: str, subjects: list[str], timeout: float) -> dict[str, Stored]:
+    if len(subjects) == 1:
+        only = await js.last(stream, subjects[0])
+        return {} if only is None else {subjects[0]: only}
+    found: dict[str, Stored] = {}
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def receive(message: Msg) -> None:
+        headers = dict(message.headers or {})
+        status = headers.get("Status")
+        if status is None:
+            found[headers["Nats-Subject"]] = Stored(
+                seq=int(headers["Nats-Sequence"]),
+                subject=headers["Nats-Subject"],
+                data=message.data,
+                headers=headers,
+                time=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
+            )
+        elif not over.done():
+            if status in ("204", "404"):  # the end of the answer; nothing found
+                over.set_result(None)
+            elif status == "503":
+                over.set_exception(Unavailable(f"{stream}: nobody serves it"))
+            else:
+                over.set_exception(BusError(f"{stream}: {status} {headers.get('Description', '')}".strip()))
+
+    inbox = f"{js.nc.inbox}.many.{secrets.token_hex(8)}"
+    subscription = await js.nc.listen(inbox, receive)
+    try:
+        body = json.dumps({"multi_last": subjects}).encode()
+        await js.nc.say(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
+        async with asyncio.timeout(timeout):
+            await over
+    except TimeoutError:
+        raise Unavailable(f"{stream}: no answer within {timeout:g} s") from None
+    finally:
+        if not js.nc.is_closed:
+            await subscription.unsubscribe()
+    return found

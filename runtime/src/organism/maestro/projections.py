@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""State events (ORG_EVENTS) and the latest state of each job (bucket organism_jobs): what others look at.
+
+Nothing is decided on them, so they are written behind the truth: in groups whose last message is answered for all
+(one connection, one stream, one order). What a crash of the server may have cost is sent again with the same message
+ids after a reconnection, and after a takeover whatever is missing is found and sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+from organism.bus import messages
+from organism.bus.errors import BusError, StreamFull, Unavailable
+from organism.bus.jetstream import JetStream, Outgoing
+from organism.bus.messages import StateEvent
+from organism.core import _bus
+from organism.maestro.lookup import last_many
+
+log = logging.getLogger(__name__)
+
+GROUP = 256
+REMEMBERED = 4096
+"""Events that are sent again after a reconnection: more than the server holds unwritten."""
+RETRY = 0.5
+_KV = f"KV_{_bus.BUCKET_JOBS}"
+
+
+def _kv_subject(task_id: str) -> str:
+    return f"$KV.{_bus.BUCKET_JOBS}.{task_id}"
+
+
+class Projections:
+    """A queue of events and the newest state of each job that is not written yet."""
+
+    def __init__(self, js: JetStream, complain: Callable[[str, str], None]) -> None:
+        self.js = js
+        self._complain = complain
+        self._events: deque[tuple[StateEvent, bytes]] = deque()
+        self._latest: dict[str, bytes] = {}
+        self._sent: deque[tuple[StateEvent, bytes]] = deque(maxlen=REMEMBERED)
+        self._wake = asyncio.Event()
+        self._written = asyncio.Event()
+        self._written.set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._run(), name="projections")]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def event(self, event: StateEvent) -> None:
+        """Something became of a job."""
+        data = messages.encode(event)
+        self._events.append((event, data))
+        self._latest[event.task_id] = data
+        self._touch()
+
+    def _touch(self) -> None:
+        self._written.clear()
+        self._wake.set()
+
+    async def drain(self) -> None:
+        """Wait until everything is written."""
+        await self._written.wait()
+
+    def again(self) -> None:
+        """The connection was lost and is back: the server may have been killed with unwritten events."""
+        self._events.extendleft(reversed(self._sent))
+        self._sent.clear()
+        for event, data in self._events:  # in order, so that the last one of each job stays
+            self._latest[event.task_id] = data
+        if self._events:
+            self._touch()
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        rounds = 0
+        while True:
+            if not self._events and not self._latest:
+                self._written.set()
+                self._wake.clear()
+                await self._wake.wait()
+            events = [self._events.popleft() for _ in range(min(GROUP, len(self._events)))]
+            await self._group(
+                _bus.STREAM_EVENTS,
+                [
+                    Outgoing(_bus.state_subject(event.task_id), data, f"{event.task_id}:{event.n}")
+                    for event, data in events
+                ],
+            )
+            self._sent.extend(events)
+            rounds += 1
+            # a long queue of events means that states change faster than they can be written: then write them seldom
+            if len(self._events) < GROUP or rounds % 8 == 0:
+                keys = list(islice(self._latest, GROUP))
+                await self._group(_KV, [Outgoing(_kv_subject(key), self._latest.pop(key)) for key in keys])
+
+    async def _group(self, stream: str, group: Sequence[Outgoing]) -> None:
+        """Write a group in order; one answer, the last one's, stands for all of them."""
+        while group:
+            try:
+                for message in group[:-1]:
+                    headers = {"Nats-Msg-Id": message.msg_id} if message.msg_id else None
+                    await self.js.nc.say(message.subject, message.data, headers=headers)
+                last = group[-1]
+                await self.js.publish(last.subject, last.data, msg_id=last.msg_id)
+                return
+            except Unavailable as problem:
+                if self.js.nc.is_closed:
+                    raise
+                log.info("%s: %s; trying again", stream, problem)
+                await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
+            except StreamFull:
+                self._complain("events_full", f"stream {stream} is full: state events are being lost; raise its size")
+                return
+            except BusError as problem:
+                self._complain("events_refused", f"{stream}: {problem}")
+                return
+
+    # ---- after a takeover --------------------------------------------------------------------------------------------
+
+    async def heal(self, histories: Iterable[Sequence[StateEvent]]) -> int:
+        """Send what is missing of these jobs' lasting histories; returns how many events were."""
+        missing = 0
+        chunk: list[Sequence[StateEvent]] = []
+        for history in histories:
+            chunk.append(history)
+            if len(chunk) == 500:
+                missing += await self._heal(chunk)
+                chunk = []
+        return missing + (await self._heal(chunk) if chunk else 0)
+
+    async def _heal(self, histories: list[Sequence[StateEvent]]) -> int:
+        ids = [history[0].task_id for history in histories]
+        events = await self._stored(_bus.STREAM_EVENTS, {_bus.state_subject(task_id): task_id for task_id in ids})
+        states = await self._stored(_KV, {_kv_subject(task_id): task_id for task_id in ids})
+        missing = 0
+        for history in histories:
+            task_id = history[0].task_id
+            for event in history:
+                if event.n > events.get(task_id, -1):
+                    self._events.append((event, messages.encode(event)))
+                    missing += 1
+            if history[-1].n > states.get(task_id, -1):
+                self._latest.setdefault(task_id, messages.encode(history[-1]))
+        if missing or self._latest:
+            self._touch()
+        return missing
+
+    async def _stored(self, stream: str, subjects: dict[str, str]) -> dict[str, int]:
+        """Task id -> number of its last event there."""
+        numbers: dict[str, int] = {}
+        for subject, stored in (await last_many(self.js, stream, subjects)).items():
+            try:
+                numbers[subjects[subject]] = messages.decode(stored.data, StateEvent).n
+            except messages.BadMessage as problem:
+                log.warning("%s: %s is not readable: %s", stream, subject, problem)
+        return numbers

@@ -1,0 +1,219 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which waiting job goes to which GPU next: strict priority, then order of arrival; the fittest GPU for it.
+
+Jobs with the same constraints share a heap, so a decision looks at the heads of the few classes that an idle GPU could
+serve, and a hundred thousand waiting jobs cost an event nothing. No I/O and no clock: ``now`` is passed in, in seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from organism.maestro.ledger import Job
+from organism.maestro.workers import Fleet, Gpu
+
+
+class Class(NamedTuple):
+    """What a GPU must be for a job: jobs with equal constraints wait in one heap."""
+
+    pin: str | None
+    type: str
+    size: int
+    """Index in the fleet's memory sizes of the smallest that suffices."""
+    excluded: str | None
+
+
+Entry = tuple[int, int]
+"""(-priority, sequence): the order in which jobs go."""
+
+
+class Scheduler:
+    """The waiting jobs. The caller says what becomes of a job that :meth:`decide` hands out."""
+
+    def __init__(self, fleet: Fleet, *, announce_after: float = 5.0) -> None:
+        self.fleet = fleet
+        self.announce_after = announce_after
+        self._heaps: dict[str | None, dict[Class, list[Entry]]] = {}
+        self._ready: dict[int, tuple[Job, Class]] = {}
+        self._stale = 0
+        self._delayed: dict[int, Job] = {}
+        self._timers: list[tuple[float, int]] = []
+        self._young: deque[tuple[float, int]] = deque()
+        self._sizes = tuple(fleet.sizes)
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._delayed)
+
+    # ---- jobs come and go --------------------------------------------------------------------------------------------
+
+    def add(self, job: Job, now: float) -> None:
+        """A job waits, for a GPU or first for its time to come."""
+        if job.not_before > now:
+            self._delayed[job.seq] = job
+            heapq.heappush(self._timers, (job.not_before, job.seq))
+            return
+        self._enter(job)
+        self._young.append((now + self.announce_after, job.seq))
+
+    def remove(self, job: Job) -> bool:
+        """The job waits no longer; False when it did not. Its entry in the heap is skipped when it surfaces."""
+        if self._delayed.pop(job.seq, None) is not None:
+            return True
+        if self._ready.pop(job.seq, None) is None:
+            return False
+        self._stale += 1
+        if self._stale > 64 and self._stale > len(self._ready):
+            self._rebuild()
+        return True
+
+    def __contains__(self, job: Job) -> bool:
+        return job.seq in self._ready or job.seq in self._delayed
+
+    def _enter(self, job: Job) -> None:
+        key = self._class(job)
+        self._ready[job.seq] = (job, key)
+        heap = self._heaps.setdefault(key.pin, {}).setdefault(key, [])
+        heapq.heappush(heap, (-job.priority, job.seq))
+
+    def _class(self, job: Job) -> Class:
+        size = bisect_left(self._sizes, job.min_vram_mb) if job.min_vram_mb else 0
+        return Class(job.requested_gpu, job.type, size, job.excluded)
+
+    def _rebuild(self) -> None:
+        """Anew, because a memory size was learned (classes are cut differently) or most entries are dead."""
+        self._sizes = tuple(self.fleet.sizes)
+        self._heaps.clear()
+        self._stale = 0
+        jobs = [job for job, _ in self._ready.values()]
+        self._ready.clear()
+        for job in jobs:
+            self._enter(job)
+
+    # ---- time --------------------------------------------------------------------------------------------------------
+
+    def wake(self, now: float) -> bool:
+        """Let delayed jobs in whose time has come; True when there were some."""
+        woke = False
+        while self._timers and self._timers[0][0] <= now:
+            _, seq = heapq.heappop(self._timers)
+            job = self._delayed.get(seq)
+            if job is not None and job.not_before <= now:
+                del self._delayed[seq]
+                self._enter(job)
+                self._young.append((now + self.announce_after, seq))
+                woke = True
+        return woke
+
+    def overdue(self, now: float, limit: int = 1000) -> list[Job]:
+        """Jobs that have waited for a GPU so long that they are to be announced as waiting_gpu, each once a wait."""
+        found: list[Job] = []
+        while self._young and self._young[0][0] <= now and len(found) < limit:
+            _, seq = self._young.popleft()
+            entry = self._ready.get(seq)
+            if entry is not None:
+                found.append(entry[0])
+        return found
+
+    def next_timer(self) -> float | None:
+        times = [queue[0][0] for queue in (self._timers, self._young) if queue]
+        return min(times) if times else None
+
+    # ---- decisions ---------------------------------------------------------------------------------------------------
+
+    def decide(self, now: float) -> Iterator[tuple[Job, Gpu]]:
+        """Pairs to dispatch, best first. The job has left the queue; the caller must assign or return it at once."""
+        if len(self._sizes) != len(self.fleet.sizes):
+            self._rebuild()
+        if not self._ready or not self.fleet.idle:
+            return
+        fleet = self.fleet
+        idle = [gpu for gpu in fleet.idle.values() if not fleet.obstacle(gpu, now)]
+        idle.sort(key=lambda gpu: (fleet.score(gpu, now), gpu.used, gpu.id))
+        while idle and self._ready:
+            best: tuple[Entry, Class, Gpu] | None = None
+            for key, heap in self._candidates(idle):
+                entry = self._head(key, heap)
+                if entry is None or (best is not None and entry >= best[0]):
+                    continue
+                gpu = next((gpu for gpu in idle if self.fits(key, gpu, now)), None)
+                if gpu is not None:
+                    best = (entry, key, gpu)
+            if best is None:
+                return
+            entry, key, gpu = best
+            heapq.heappop(self._heaps[key.pin][key])
+            job, _ = self._ready.pop(entry[1])
+            idle.remove(gpu)
+            yield job, gpu
+
+    def _candidates(self, idle: list[Gpu]) -> Iterator[tuple[Class, list[Entry]]]:
+        for pin in (None, *(gpu.id for gpu in idle)):
+            yield from list(self._heaps.get(pin, {}).items())
+
+    def _head(self, key: Class, heap: list[Entry]) -> Entry | None:
+        while heap:
+            entry = self._ready.get(heap[0][1])
+            if entry is not None and entry[1] == key:
+                return heap[0]
+            heapq.heappop(heap)
+            self._stale = max(0, self._stale - 1)
+        del self._heaps[key.pin][key]
+        if not self._heaps[key.pin]:
+            del self._heaps[key.pin]
+        return None
+
+    def suits(self, key: Class, gpu: Gpu) -> bool:
+        """Whether the GPU is of the kind wanted, whatever its state."""
+        if key.pin is not None and key.pin != gpu.id:
+            return False
+        if key.type not in gpu.types:
+            return False
+        return key.size == 0 or (key.size < len(self._sizes) and gpu.vram_mb >= self._sizes[key.size])
+
+    def fits(self, key: Class, gpu: Gpu, now: float) -> bool:
+        """Whether a job of this class may go there now: the GPU where it failed last only when no other would do."""
+        if not self.suits(key, gpu):
+            return False
+        if key.excluded != gpu.id:
+            return True
+        return not any(
+            other is not gpu and self.suits(key, other) and not self.fleet.obstacle(other, now)
+            for other in self.fleet.living()
+        )
+
+    def why(self, job: Job, now: float) -> tuple[bool, str]:
+        """(whether no suitable GPU could take it even if all were idle, one sentence why the job waits)."""
+        if job.not_before > now:
+            return False, f"waits {job.not_before - now:.0f} s more before its next try" if job.tries or job.lost else (
+                f"is delayed for {job.not_before - now:.0f} s more"
+            )
+        key = self._class(job)
+        if job.requested_gpu is not None:
+            gpu = self.fleet.gpus.get(job.requested_gpu)
+            obstacle = "it is unknown" if gpu is None else self.fleet.obstacle(gpu, now)
+            if obstacle:
+                return True, f"waits for GPU {job.requested_gpu}: {obstacle}"
+        living = list(self.fleet.living())
+        if not living:
+            return True, "no worker is heard of"
+        suitable = [gpu for gpu in living if self.suits(key, gpu)]
+        if not suitable:
+            return True, self._unsuited(job, living)
+        able = [gpu for gpu in suitable if not self.fleet.obstacle(gpu, now)]
+        if not able:
+            reasons = "; ".join(f"{gpu.id}: {self.fleet.obstacle(gpu, now)}" for gpu in suitable[:5])
+            return True, f"no suitable GPU can take it ({reasons}{'; ...' if len(suitable) > 5 else ''})"
+        return False, f"all suitable GPUs are busy ({len(able)})"
+
+    def _unsuited(self, job: Job, living: list[Gpu]) -> str:
+        if not any(job.type in gpu.types for gpu in living):
+            return f"no worker offers jobs of type {job.type}"
+        if job.requested_gpu is not None:
+            return f"GPU {job.requested_gpu} does not offer type {job.type} with {job.min_vram_mb} MiB"
+        largest = max(gpu.vram_mb for gpu in living)
+        return f"no GPU has {job.min_vram_mb} MiB of memory (the largest has {largest})"

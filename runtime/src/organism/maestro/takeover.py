@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Taking over a shard: fence off the predecessor, then read what it left (docs/architecture.md, "taking over")."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from dataclasses import dataclass, field
+
+import msgspec
+
+from organism.bus import messages
+from organism.bus.errors import SubjectFull, WrongLastSequence
+from organism.bus.jetstream import Expect, JetStream, Stored
+from organism.bus.messages import BadMessage, Journal, Result
+from organism.bus.tail import StreamTail
+from organism.core import _bus
+from organism.maestro import intake
+from organism.maestro.commit import Fenced
+from organism.maestro.intake import Submission
+from organism.maestro.ledger import Conflict, Ledger, RunRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Fences:
+    """What each write of this conductor expects to be the last of these subjects."""
+
+    queue: Expect
+    results: Expect
+    taken: float
+    """The server's time of it."""
+
+
+def epoch_payload(epoch: int, owner: str) -> bytes:
+    return json.dumps({"epoch": epoch, "owner": owner}).encode()
+
+
+async def fence(js: JetStream, shard: str, epoch: int, owner: str) -> Fences:
+    """Refuse all writes of earlier conductors from now on. Raises Fenced when a later one was faster."""
+    subject = _bus.epoch_subject(shard)
+    payload = epoch_payload(epoch, owner)
+    last = await js.last(_bus.STREAM_WQ, subject)
+    if last is not None and _epoch_of(last) >= epoch:
+        raise Fenced(f"epoch {_epoch_of(last)} has begun already, this one is {epoch}")
+    try:
+        ack = await js.publish(subject, payload, expect=(last.seq if last else 0, subject))
+        results = await _fence_results(js, shard, epoch, payload)
+    except WrongLastSequence as problem:
+        raise Fenced(f"another conductor took over meanwhile: {problem}") from problem
+    stored = await js.get(_bus.STREAM_WQ, ack.seq)
+    if stored is None:
+        raise Fenced("the fence is gone: another conductor has moved on")
+    return Fences((ack.seq, subject), results, stored.time)
+
+
+async def _fence_results(js: JetStream, shard: str, epoch: int, payload: bytes) -> Expect:
+    pattern = _bus.result_epoch_subject("*", shard)
+    last = await js.last(_bus.STREAM_RESULTS, pattern)
+    expect = (last.seq if last else 0, pattern)
+    try:
+        ack = await js.publish(_bus.result_epoch_subject(epoch, shard), payload, expect=expect)
+    except SubjectFull:
+        # the number was used before the lease's bucket was made anew: any other name fences as well
+        ack = await js.publish(
+            _bus.result_epoch_subject(f"{epoch}-{secrets.token_hex(4)}", shard), payload, expect=expect
+        )
+    return (ack.seq, pattern)
+
+
+def _epoch_of(stored: Stored) -> int:
+    try:
+        return int(json.loads(stored.data)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+@dataclass
+class Inheritance:
+    """What the predecessor left."""
+
+    ledger: Ledger
+    refused: list[tuple[Submission, str, bool]] = field(default_factory=list)
+    """Submissions that can be no job, why, and whether that is the result of their id."""
+    finished: list[tuple[Result, int]] = field(default_factory=list)
+    """Results (and their sizes) that no retire record counts in yet."""
+    retire: list[int] = field(default_factory=list)
+    """Submissions of which nothing is needed any more."""
+
+
+async def replay(js: JetStream, shard: str, fences: Fences, ledger: Ledger, max_payload: int) -> Inheritance:
+    """Read ORG_WQ, then ORG_RESULTS, up to the fences: nothing of an earlier conductor can come after them."""
+    left = Inheritance(ledger)
+    tail = StreamTail(js, _bus.STREAM_WQ)
+    try:
+        async for batch in tail:
+            for message in batch:
+                apply(left, message, shard, max_payload)
+            if tail.next_seq > fences.queue[0]:
+                break
+    finally:
+        await tail.close()
+    if ledger.jobs:
+        await _results(js, fences, left)
+    return left
+
+
+def apply(left: Inheritance, message: Stored, shard: str, max_payload: int) -> None:
+    """One record of ORG_WQ."""
+    tokens = message.subject.split(".")
+    kind = tokens[2] if len(tokens) > 2 else ""
+    ledger = left.ledger
+    try:
+        if kind == "enqueue" and tokens[4] == shard:
+            _submission(left, message, max_payload)
+        elif kind == "run":
+            order = messages.decode(message.data, RunRecord)
+            ledger.dispatched(order, message.seq, messages.seconds_since_epoch(order.ts))
+        elif kind == "journal" and tokens[3] == shard:
+            journal = messages.decode(message.data, Journal)
+            if journal.kind == "retry":
+                ledger.retried(journal, message.seq, messages.seconds_since_epoch(journal.ts))
+            else:
+                ledger.retired(journal)
+                gone = set(journal.retired)
+                left.refused = [entry for entry in left.refused if entry[0].seq not in gone]
+                left.retire = [seq for seq in left.retire if seq not in gone]
+    except (BadMessage, ValueError, msgspec.ValidationError) as problem:
+        # only a conductor writes these: a newer one, perhaps
+        log.error("%s: record %d on %s cannot be read: %s", _bus.STREAM_WQ, message.seq, message.subject, problem)
+
+
+def _submission(left: Inheritance, message: Stored, max_payload: int) -> None:
+    submission = intake.read(message, max_payload)
+    if submission.spec is None:
+        left.ledger.refuse(submission.seq)
+        left.refused.append((submission, submission.problem, submission.task_id not in left.ledger.by_id))
+        return
+    try:
+        job = left.ledger.submitted(submission.seq, submission.user, submission.spec, submission.raw, submission.time)
+    except Conflict as problem:
+        left.ledger.refuse(submission.seq)
+        left.refused.append((submission, str(problem), False))
+        return
+    if job is None:
+        left.retire.append(submission.seq)
+
+
+async def _results(js: JetStream, fences: Fences, left: Inheritance) -> None:
+    tail = StreamTail(js, _bus.STREAM_RESULTS, start_seq=left.ledger.results_upto + 1)
+    try:
+        async for batch in tail:
+            for message in batch:
+                if message.subject.startswith("gpu.task.result."):
+                    _result(left, message)
+            if tail.next_seq > fences.results[0]:
+                break
+    finally:
+        await tail.close()
+
+
+def readable(message: Stored) -> Result | None:
+    """The result in a stored message, or None (logged) when it is none."""
+    try:
+        return messages.decode(message.data, Result)
+    except BadMessage as problem:
+        log.error("%s: result %d cannot be read: %s", _bus.STREAM_RESULTS, message.seq, problem)
+        return None
+
+
+def _result(left: Inheritance, message: Stored) -> None:
+    result = readable(message)
+    if result is None:
+        return
+    left.finished.append((result, len(message.data)))
+    job = left.ledger.jobs.get(result.enq_seq)
+    if (job is not None and job.task_id == result.task_id) or result.enq_seq in left.ledger.refused:
+        left.ledger.drop(result.enq_seq)
+        left.refused = [entry for entry in left.refused if entry[0].seq != result.enq_seq]
+        left.retire.append(result.enq_seq)

@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From standby to leader and back: one term, of which a conductor's life is a sequence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from organism.bus.connection import BusClient
+from organism.bus.errors import Unavailable
+from organism.bus.jetstream import JetStream
+from organism.bus.keyvalue import KeyValue
+from organism.bus.lease import Lease
+from organism.bus.messages import StateEvent
+from organism.core import _bus
+from organism.maestro import takeover, telemetry
+from organism.maestro.clock import Clock
+from organism.maestro.commit import Fenced
+from organism.maestro.conductor import Conductor, Site
+from organism.maestro.intake import Submission
+from organism.maestro.ledger import Defaults, Job, Ledger
+from organism.maestro.listeners import Listeners
+from organism.maestro.rpc import Rpc
+from organism.maestro.takeover import Inheritance
+
+log = logging.getLogger(__name__)
+
+BACKFILL = 200
+"""Results from before this term whose outlines are read for `list`."""
+
+
+class Term:
+    """Wait for the lease, lead until it is lost or ``stop`` is set, and leave the stage in order."""
+
+    def __init__(self, nc: BusClient, site: Site, *, owner: str, on_lead: Callable[[Conductor], None]) -> None:
+        self.nc = nc
+        self.js = JetStream(nc)
+        self.site = site
+        self.owner = owner
+        self._on_lead = on_lead
+
+    async def run(self, stop: asyncio.Event) -> str:
+        """One term; returns why it ended."""
+        ttl = self.site.settings.number("LEASE_TTL_SEC")
+        key = f"shard.{self.site.shard}"
+        lease = Lease(
+            KeyValue(self.js, _bus.BUCKET_CONTROL), key, self.owner, ttl=ttl, renew=ttl / 3, margin=min(0.5, ttl / 10)
+        )
+        acquiring = asyncio.create_task(lease.acquire(), name="lease")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not acquiring.done():
+                acquiring.cancel()
+                await asyncio.wait({acquiring})
+                return "stopped"
+            epoch = await acquiring
+            return await self._lead(lease, epoch, stop)
+        finally:
+            stopping.cancel()
+            await lease.release()
+
+    async def _lead(self, lease: Lease, epoch: int, stop: asyncio.Event) -> str:
+        started = time.monotonic()
+        try:
+            conductor, listeners, rpc, left, after = await self._take_over(lease, epoch)
+        except (Fenced, Unavailable) as problem:
+            log.warning("epoch %d of shard %s did not begin: %s", epoch, self.site.shard, problem)
+            await asyncio.sleep(1.0)  # another conductor needs its turn; there is no event for that
+            return str(problem)
+        if not lease.valid():
+            return "the lease ended during the takeover"
+        conductor.start()
+        watch = [
+            asyncio.create_task(event.wait(), name=name)
+            for event, name in ((lease.lost, "lease lost"), (stop, "stop"), (conductor.ended, "term"))
+        ]
+        beat = asyncio.create_task(telemetry.run(conductor), name="telemetry")
+        finish = False
+        try:
+            with self.nc.on_reconnect(conductor.feed.again):
+                await self._begin(conductor, listeners, rpc, left, after)
+                log.info(
+                    "leading shard %s, epoch %d: %d unfinished jobs, %d of them given to a GPU; took %.2f s",
+                    self.site.shard,
+                    epoch,
+                    len(conductor.ledger),
+                    sum(1 for _ in conductor.ledger.assigned()),
+                    time.monotonic() - started,
+                )
+                self._on_lead(conductor)
+                await asyncio.wait(watch, return_when=asyncio.FIRST_COMPLETED)
+            finish = stop.is_set() and lease.valid()
+            return conductor.why_ended or ("stopped" if stop.is_set() else "the lease is lost")
+        finally:
+            for task in (*watch, beat):
+                task.cancel()
+            await listeners.stop()
+            await rpc.stop()
+            await conductor.stop(finish=finish)
+
+    async def _take_over(self, lease: Lease, epoch: int) -> tuple[Conductor, Listeners, Rpc, Inheritance, int]:
+        settings = self.site.settings
+        clock = Clock()
+        fences = await takeover.fence(self.js, self.site.shard, epoch, self.owner)
+        clock.set(fences.taken)
+        defaults = Defaults(settings.number("DEFAULT_TIMEOUT_SEC"), settings.integer("MAX_RETRIES"))
+        left = await takeover.replay(self.js, self.site.shard, fences, Ledger(defaults), self.nc.max_payload)
+        conductor = Conductor(self.nc, self.js, self.site, clock, epoch, fences, left)
+        listeners = Listeners(conductor, lease)
+        return conductor, listeners, Rpc(conductor, listeners), left, fences.queue[0]
+
+    async def _begin(self, conductor: Conductor, listeners: Listeners, rpc: Rpc, left: Inheritance, after: int) -> None:
+        await self._check(conductor, listeners)
+        for submission, why, leave_result in left.refused:
+            await listeners.refuse(submission, why, "bad_submit", leave_result=leave_result)
+        await listeners.start(after)
+        await rpc.start()
+        conductor.pump()
+        histories = [list(job.lasting()) for job in conductor.ledger.jobs.values()]
+        histories += [result.history for result, _ in left.finished if result.history]
+        conductor.spawn(self._heal(conductor, histories), "heal")
+        conductor.spawn(self._backfill(conductor), "backfill")
+
+    async def _heal(self, conductor: Conductor, histories: list[list[StateEvent]]) -> None:
+        missing = await conductor.feed.heal(histories)
+        if missing:
+            log.info("%d state events of the former conductor were missing and are sent", missing)
+
+    async def _check(self, conductor: Conductor, listeners: Listeners) -> None:
+        """Jobs that no conductor has started yet are looked at as if they had just come in."""
+        ledger, site = conductor.ledger, self.site
+        known = await listeners.known_results([job.task_id for job in ledger.jobs.values()])
+        taken = 0
+        for job in list(ledger.jobs.values()):
+            result = known.get(job.task_id)
+            if result is not None and result.enq_seq != job.seq and job.attempt == 0:
+                if result.digest == job.digest:
+                    self._forget(conductor, job)
+                    conductor.janitor.retire(job.seq)
+                else:
+                    why = f"id {job.task_id} is that of a finished job with another content; choose another id"
+                    await self._refuse(conductor, listeners, job, why, leave_result=False)
+                continue
+            if result is not None and result.enq_seq == job.seq:
+                self._forget(conductor, job)
+                conductor.janitor.retire(job.seq, *job.records)
+                continue
+            taken += 1
+            if job.attempt == 0:
+                why = ""
+                if not site.policy.allows(job.type):
+                    why = site.policy.refusal(job.type)
+                elif taken > site.settings.integer("MAX_QUEUE"):
+                    why = f"the queue is full (MAX_QUEUE is {site.settings.integer('MAX_QUEUE')}); submit again later"
+                if why:
+                    taken -= 1
+                    await self._refuse(conductor, listeners, job, why, leave_result=True)
+
+    @staticmethod
+    def _forget(conductor: Conductor, job: Job) -> None:
+        conductor.scheduler.remove(job)
+        conductor.ledger.drop(job.seq)
+
+    async def _refuse(
+        self, conductor: Conductor, listeners: Listeners, job: Job, why: str, *, leave_result: bool
+    ) -> None:
+        stored = None if job.raw is not None else await self.js.get(_bus.STREAM_WQ, job.seq)
+        raw = job.raw if job.raw is not None else stored.data if stored else b""
+        self._forget(conductor, job)
+        submission = Submission(job.seq, job.submitted, job.user, job.task_id, raw)
+        await listeners.refuse(submission, why, "bad_submit", leave_result=leave_result)
+
+    async def _backfill(self, conductor: Conductor) -> None:
+        """Outlines of the newest results from before this term."""
+        state = (await self.js.info(_bus.STREAM_RESULTS))["state"]
+        first, last = int(state["first_seq"]), int(state["last_seq"])
+        for seq in range(last, max(first, last - BACKFILL + 1) - 1, -1):
+            stored = await self.js.get(_bus.STREAM_RESULTS, seq)
+            if stored is not None and stored.subject.startswith("gpu.task.result."):
+                result = takeover.readable(stored)
+                if result is not None:
+                    conductor.archive.add_older(result)
