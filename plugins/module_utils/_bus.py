@@ -295,7 +295,12 @@ def _bucket(name: str, size: int, replicas: int, **extra: Any) -> dict[str, Any]
 
 
 def _run_consumer(gpu: str) -> dict[str, Any]:
-    """One dispatch in flight a GPU; a silent worker's comes back after a minute, fenced by its attempt number."""
+    """A silent worker's order comes back after a minute, fenced by its attempt number.
+
+    More than one may be unacknowledged although a worker takes one at a time: an order that was in flight when the
+    server or the worker was killed would otherwise hold up its successors for that minute (measured: a kill -9 of
+    nats-server forgets acknowledgements of the last 100 ms on a Limits stream).
+    """
     return {
         "name": run_consumer(gpu),
         "durable_name": run_consumer(gpu),
@@ -303,7 +308,7 @@ def _run_consumer(gpu: str) -> dict[str, Any]:
         "deliver_policy": "all",
         "ack_policy": "explicit",
         "ack_wait": _seconds(60),
-        "max_ack_pending": 1,
+        "max_ack_pending": 16,
         "max_deliver": -1,
         "max_waiting": 8,
         "replay_policy": "instant",
@@ -341,7 +346,8 @@ def permissions(component: Component) -> dict[str, Any]:
         raise ValueError(f"name of a {kind} must match {IDENTIFIER.pattern}, not {name!r}")
     inbox = inbox_prefix(component.label) + ".>"
     publish, subscribe = _allowed(kind, name)
-    block: dict[str, Any] = {"publish": {"allow": publish}, "subscribe": {"allow": [inbox, *subscribe]}}
+    # nats-server takes an empty allow-list for "everything": who may say nothing gets his own inbox instead
+    block: dict[str, Any] = {"publish": {"allow": publish or [inbox]}, "subscribe": {"allow": [inbox, *subscribe]}}
     if kind in ANSWERING:
         block["allow_responses"] = {"max": 1, "expires": "1m"}
     return block

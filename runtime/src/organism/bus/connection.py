@@ -34,6 +34,12 @@ Callback: TypeAlias = Callable[[], Awaitable[None] | None]
 LOG_EVERY = 5.0
 """Seconds between two lines about a server that does not answer."""
 
+REFUSED_FOR = 20.0
+"""Seconds of refusals after which a lost connection is given up for good: the key was revoked. Less than that may be
+a cluster whose servers get their new list of keys one after the other."""
+
+CLOSE_WITHIN = 3.0
+
 _NO_RESPONDERS = "503"
 _AUTHORIZATION = ("authorization violation", "user authentication", "account authentication")
 _NO_TLS = "nats: server offers no TLS"
@@ -52,13 +58,20 @@ class BusClient(Client):
         self._listeners: set[Callable[[], None]] = set()
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
         self._mux_prefix = ""
+        self._refused_since: float | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """End the connection; ``on_closed`` is not told, since this is no accident."""
         self._leaving = True
-        await super().close()
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await super().close()
+        except TimeoutError:
+            # asyncio's streams of Python 3.11 wait for ever for the end of a TLS handshake that failed
+            log.debug("bus: the connection did not close within %g s, left as it is", CLOSE_WITHIN)
 
     @contextmanager
     def on_reconnect(self, callback: Callable[[], None]) -> Iterator[None]:
@@ -167,10 +180,26 @@ class BusClient(Client):
     # ---- what nats-py tells ------------------------------------------------------------------------------------------
 
     async def was_disconnected(self) -> None:
+        """What was asked may have been lost with the connection: nobody shall wait for its answer in vain."""
         self._up.clear()
+        for reply, (asked, answer) in list(self._waiting.items()):
+            if not answer.done():
+                del self._waiting[reply]
+                answer.set_exception(Unavailable(f"{asked}: the connection was lost before the answer came"))
+
+    def was_refused(self) -> None:
+        """A reconnection was not let in; after a while that is final."""
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        elif now - self._refused_since >= REFUSED_FOR and self._ending is None:
+            log.error("bus: the server refuses our key: it was revoked, or replaced")
+            # not from here: this runs inside the task that closing has to cancel
+            self._ending = asyncio.create_task(Client.close(self))
 
     async def was_connected(self, again: bool) -> None:
         check_version(self)
+        self._refused_since = None
         self._up.set()
         if again:
             self.reconnections += 1
@@ -237,8 +266,10 @@ async def _first(
         if "permissions violation" in text:
             log.error("bus: %s", text.removeprefix("nats: "))
             client.denied(text)
-        elif not isinstance(problem, asyncio.CancelledError):
+        else:
             trouble.note(problem)
+            if any(word in text.lower() for word in _AUTHORIZATION):
+                client.was_refused()
 
     async def closed() -> None:
         client._up.clear()

@@ -7,9 +7,11 @@ Reads go through the stream's leader, never a replica that may lag: a conductor 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +24,9 @@ from organism.bus.errors import ApiError, BusError, NotFound, Unavailable, api_e
 
 MAX_BATCH = 1000
 """Messages in an atomic batch; the server refuses more."""
+
+RETRY = 0.3
+"""Seconds before a message with an id is sent again."""
 
 Expect = tuple[int, str | None]
 """Last sequence that must still be the last: of the given subject (wildcards allowed), or of the message's own."""
@@ -90,10 +95,22 @@ class JetStream:
         headers: dict[str, str] | None = None,
         timeout: float | None = None,
     ) -> PubAck:
-        """Store one message; returns when it is on disk (streams of ``sync_interval: always``)."""
-        message = Outgoing(subject, data, msg_id, expect, headers or {})
-        answer = await self.nc.ask(subject, data, headers=_headers(message) or None, timeout=timeout or self.timeout)
-        return _pub_ack(answer, subject)
+        """Store one message; returns when it is on disk (streams of ``sync_interval: always``).
+
+        With a message id it is sent again, as long as ``timeout`` lasts, when the connection or the server is away:
+        the id makes that safe. Without one Unavailable is raised at once, and it may or may not be stored.
+        """
+        everything = _headers(Outgoing(subject, data, msg_id, expect, headers or {})) or None
+        timeout = timeout or self.timeout
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                left = max(0.05, deadline - time.monotonic())
+                return _pub_ack(await self.nc.ask(subject, data, headers=everything, timeout=left), subject)
+            except Unavailable:
+                if msg_id is None or time.monotonic() + RETRY >= deadline or self.nc.is_closed:
+                    raise
+            await asyncio.sleep(RETRY)  # a server that has no leader yet, or is still reading its streams
 
     async def publish_batch(self, messages: Sequence[Outgoing], *, timeout: float | None = None) -> PubAck:
         """Store all of ``messages`` (one stream, at most 1,000) or none; the answer's ``seq`` is the last one's.

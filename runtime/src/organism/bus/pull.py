@@ -67,9 +67,10 @@ class Delivery:
 
 
 class PullConsumer:
-    """Reads a durable consumer that exists; whoever applies the topology makes it.
+    """Reads a durable consumer that exists; whoever applies the topology makes it. A poll asks for one message.
 
-    The consumer should deliver one message at a time (``max_ack_pending`` 1): a poll asks for one.
+    A message can come again although it was acknowledged: nats-server keeps acknowledgements of a Limits stream in
+    memory for about 100 ms, also those of ``ack_sync``, and a kill -9 forgets them. Readers recognise what they had.
     """
 
     def __init__(self, nc: BusClient, stream: str, consumer: str) -> None:
