@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,11 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _mounts_below(folder: Path) -> list[str]:
-    """Mount points below `folder`: removing through one would delete what is mounted there."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+def _mounts_below(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> list[str]:
+    """Mount points below `folder`: removing through one would delete what is mounted there.
+
+    The fifth field is the mount point, with blanks and backslashes as octal escapes: proc_pid_mountinfo(5).
+    """
+    fields = [line.split()[4] for line in mountinfo.read_text(encoding="utf-8").splitlines()]
+    points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field) for field in fields]
     return sorted(point for point in points if point.startswith(f"{folder}/"))
