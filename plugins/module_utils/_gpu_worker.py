@@ -146,7 +146,7 @@ def present_gpus(root: Root, path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Service:
-    """One worker's unit now; ``runs`` is the runtime's environment that its process came from, ``started`` Unix time."""
+    """One worker's unit now; ``runs`` is the environment that its process came from, ``started`` is Unix time."""
 
     unit: UnitState
     runs: str | None = None

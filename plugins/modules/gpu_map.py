@@ -14,9 +14,10 @@ author: The organism.proxmox authors (!UNKNOWN)
 description:
   - Finds the GPUs of a machine by PCI class, and writes which logical id each of them has. Caches, queues and workers
     are named by that id, never by the order in which the cards were found.
-  - An id once given stays with its card, by UUID where the card has one, else by PCI address. A card that vanishes keeps
-    its id reserved, and has C(present) false until it returns. A new card gets the lowest id that was never used.
-  - Cards that a virtual machine has (driver C(vfio-pci)), or that have no driver, are left out and named in RV(ignored).
+  - An id once given stays with its card, by UUID where the card has one, else by PCI address. A card that vanishes
+    keeps its id reserved, and has C(present) false until it returns. A new card gets the lowest id that is free.
+  - Cards that a virtual machine has (driver C(vfio-pci)), or that have no driver, are left out and named in
+    RV(ignored).
   - An NVIDIA card that is split into MIG instances gives way to them, if C(nvidia-smi) is installed.
 extends_documentation_fragment:
   - organism.proxmox.attributes
@@ -41,7 +42,7 @@ options:
     choices: [amd, nvidia, intel]
     default: [amd, nvidia]
   exclude:
-    description: PCI addresses (C(0000:00:02.0)) or UUIDs of cards that do not belong to the pool, such as the console's.
+    description: PCI addresses (C(0000:00:02.0)) or UUIDs of cards outside the pool, such as the console's.
     type: list
     elements: str
     default: []

@@ -14,8 +14,8 @@ author: The organism.proxmox authors (!UNKNOWN)
 description:
   - Writes the workers' settings, the policy that says which types of job may run, and the template unit; then has one
     C(gpu-worker@ID) enabled and running for each GPU.
-  - A running worker is restarted only when something that it reads at its start has changed, one after the other. Its job
-    gets C(STOP_GRACE_SEC) to finish, and is given to another GPU otherwise.
+  - A running worker is restarted only when something that it reads at its start has changed, one after the other. Its
+    job gets C(STOP_GRACE_SEC) to finish, and is given to another GPU otherwise.
   - Workers of GPUs that are no longer there are stopped and disabled.
   - Without systemd as the running manager only the files are written.
 requirements:
@@ -35,8 +35,8 @@ options:
     elements: str
   settings:
     description:
-      - Settings by their names in C(/etc/organism/gpu-worker.conf), which explains each. An unknown name or a value out of
-        its limits is refused.
+      - Settings by their names in C(/etc/organism/gpu-worker.conf), which explains each. An unknown name or a value out
+        of its limits is refused.
     type: dict
     default: {}
   types:
