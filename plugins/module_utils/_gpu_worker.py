@@ -22,8 +22,6 @@ from ._root import Root
 from ._runtime import CURRENT, TOP
 from ._systemd import CommandError, Systemctl, UnitState, booted, venv_of
 
-__all__ = ["File", "read_files", "write_files"]
-
 CONFIG = worker_settings.CONFIG
 POLICY = _policy.DEFAULT_PATH
 UNIT = "gpu-worker@.service"

@@ -19,6 +19,7 @@ from organism._version import VERSION
 from organism.core import _bus, _gpu_map, _gpu_worker
 from organism.core._gpu_map import Entry, MapError
 from organism.core._keyvalue import SettingsError
+from organism.core._maestro_deploy import File, read_files
 from organism.core._root import Root
 from organism.core._systemd import CommandError, Systemctl, UnitState, booted
 from organism.core._worker_settings import CONFIG, GPU_MAP, check_cpuset, load_settings, render_dropin
@@ -121,19 +122,19 @@ class Command:
 
     def renew_dropins(self, gpus: list[str]) -> None:
         """Pin by what the settings say now; nothing is written when one of them is wrong. Raises ValueError."""
-        wanted: dict[str, _gpu_worker.File] = {}
+        wanted: dict[str, File] = {}
         unwanted: list[str] = []
         for gpu in gpus:
             cpuset = load_settings(self.root, gpu, self.options.config).text("GPU_WORKER_CPUSET")
             path = _gpu_worker.dropin_of(gpu)
             if cpuset:
                 check_cpuset(cpuset, self.root)
-                wanted[path] = _gpu_worker.File(render_dropin(cpuset))
+                wanted[path] = File(render_dropin(cpuset))
             else:
                 unwanted.append(path)
         files = {**dict.fromkeys(unwanted), **wanted}
         plan = _gpu_worker.plan(
-            _gpu_worker.Facts(_gpu_worker.read_files(self.root, files), {}, None, systemd=False), files, ()
+            _gpu_worker.Facts(read_files(self.root, files), {}, None, systemd=False), files, ()
         )
         # also without a difference: a person may have edited the unit or the map before calling
         plan.reload = True
