@@ -141,9 +141,9 @@ def render_policy(types: Iterable[str], operators: Iterable[str]) -> str:
     text = (
         f"# {_MANAGED}\n"
         '# Types of job that may run here; "shell" hands users a shell.\n'
-        f"[jobs]\ntypes = {json.dumps(list(types))}\n\n"
+        f"[jobs]\ntypes = {json.dumps(sorted(set(types)))}\n\n"
         "# Users who may see and steer everyone's jobs.\n"
-        f"[users]\noperators = {json.dumps(list(operators))}\n"
+        f"[users]\noperators = {json.dumps(sorted(set(operators)))}\n"
     )
     try:
         _policy.parse(text, "policy")

@@ -53,16 +53,6 @@ class Wanted:
     min_free_mib: int = 1024
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What no file tells; a test replaces them."""
-
-    statvfs: Callable[[str], os.statvfs_result] = os.statvfs
-    clock_state: Callable[[], int | None] = field(default_factory=lambda: clock_state)
-    python: tuple[int, int] = (sys.version_info[0], sys.version_info[1])
-    machine: str = field(default_factory=platform.machine)
-
-
 def clock_state() -> int | None:
     """The kernel's word on its clock, by a reading adjtimex(2); None where it cannot be asked."""
     buffer = ctypes.create_string_buffer(512)  # struct timex has 208 bytes on 64-bit Linux; modes=0 only reads
@@ -71,6 +61,16 @@ def clock_state() -> int | None:
     except (OSError, AttributeError):
         return None
     return None if state < 0 else int(state)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What no file tells; a test replaces them."""
+
+    statvfs: Callable[[str], os.statvfs_result] = os.statvfs
+    clock_state: Callable[[], int | None] = clock_state
+    python: tuple[int, int] = (sys.version_info[0], sys.version_info[1])
+    machine: str = field(default_factory=platform.machine)
 
 
 def check(root: Root, wanted: Wanted, probe: Probe | None = None) -> list[Record]:

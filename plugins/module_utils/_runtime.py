@@ -120,7 +120,7 @@ def read(root: Root, commands: Iterable[str]) -> Present:
     }
     return Present(
         current=root.link_name(CURRENT),
-        environments=tuple(name for _, name in sorted(whole, reverse=True)),
+        environments=tuple(name for _time, name in sorted(whole, reverse=True)),
         broken=tuple(broken),
         wheels=wheels,
         links={command: _link(root, f"{BIN}/{command}") for command in commands},
