@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -133,9 +134,10 @@ class Batch:
 
     def run(self) -> list[Account]:
         before = {str(record["task_id"]) for record in self.remote.jobs()}
-        for job in batch():
-            answer = self.remote.maestro("submit", "--type", "cmd", *job.options, "--", *job.argv)
-            self.jobs[str(answer["task_id"])] = job
+        orders = batch()
+        lines = "".join(json.dumps(job.order()) + "\n" for job in orders)
+        answer = self.remote.maestro("submit", "--jsonl", "-", stdin=lines)
+        self.jobs.update(zip(map(str, answer["task_ids"]), orders, strict=True))
         say(f"{len(self.jobs)} jobs submitted and acknowledged: each is on disk now")
         if again := before & set(self.jobs):
             raise LabError(f"these task ids were given out before: {', '.join(again)}")

@@ -27,8 +27,18 @@ class Job:
     error: str = ""
     returncode: int | None = None
     output: str = ""
-    options: tuple[str, ...] = ()
+    retries: int = 0
+    timeout: float | None = None
     cancel: bool = False
+
+    def order(self) -> dict[str, object]:
+        """The job as ``maestroctl submit --jsonl`` takes it."""
+        order: dict[str, object] = {"cmd": list(self.argv), "max_retries": self.retries, "labels": {"demo": self.label}}
+        return order if self.timeout is None else {**order, "timeout": self.timeout}
+
+    @property
+    def label(self) -> str:
+        return self.title.replace(" ", "-")
 
 
 def _compute(number: int) -> Job:
@@ -36,22 +46,20 @@ def _compute(number: int) -> Job:
     script = (
         f"head -c 24000000 /dev/zero | sha256sum > sum-{number}.txt; sleep 1; cat sum-{number}.txt; echo part-{number}"
     )
-    return Job(
-        f"hash block {number}", ("sh", "-c", script), returncode=0, output=f"part-{number}", options=("--retries", "3")
-    )
+    return Job(f"hash block {number}", ("sh", "-c", script), returncode=0, output=f"part-{number}", retries=3)
 
 
 def batch() -> list[Job]:
     """Twenty-four jobs: eighteen succeed, four fail, one overruns, one is cancelled while it runs."""
     failing = ("sh", "-c", "echo cannot open the model >&2; exit 3")
     jobs = [
-        Job("to be cancelled", ("sleep", "75"), "cancelled", options=("--retries", "0"), cancel=True),
-        Job("overruns 2 s", ("sleep", "70"), "failed", error="timeout", options=("--timeout", "2", "--retries", "0")),
+        Job("to be cancelled", ("sleep", "75"), "cancelled", cancel=True),
+        Job("overruns 2 s", ("sleep", "70"), "failed", error="timeout", timeout=2),
     ]
     for number in range(1, 19):
         jobs.append(_compute(number))
         if number in (3, 7, 11, 15):
-            jobs.append(Job("exits with 3", failing, "failed", returncode=3, options=("--retries", "0")))
+            jobs.append(Job("exits with 3", failing, "failed", returncode=3))
     return jobs
 
 
@@ -81,6 +89,9 @@ def _judge(job: Job, listed: Sequence[Mapping[str, Any]], results: Sequence[Mapp
         problems.append("not in a final state")
     for result in results:
         data = result.get("data") or {}
+        ends = [event for event in result.get("history") or [] if event.get("state") in FINAL]
+        if len(ends) != 1:
+            problems.append(f"{len(ends)} final states in its history")
         if bool(result.get("ok")) != (job.want == "done"):
             problems.append(f"its result says ok={result.get('ok')}")
         if job.error and job.error not in str(result.get("error") or ""):

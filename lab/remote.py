@@ -24,11 +24,11 @@ class Remote:
         self.state = state
         self.conductor = state.first("conductor")
 
-    def call(self, node: Node, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def call(self, node: Node, *words: str, timeout: float = 60, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run one command and give what it printed, whatever its exit code."""
         command = ssh_command(self.where, node, shlex.join(words))
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise LabError(
                 f"`{shlex.join(words)}` on {node.name} did not end within {timeout:g} s", f"./run lab ssh {node.name}"
@@ -48,9 +48,9 @@ class Remote:
             )
         return done.stdout
 
-    def maestro(self, *words: str, timeout: float = 60, may_fail: bool = False) -> dict[str, Any]:
+    def maestro(self, *words: str, timeout: float = 60, stdin: str = "", may_fail: bool = False) -> dict[str, Any]:
         """``maestroctl --json`` on the conductor; gives its JSON object. Raises unless it says ``ok`` (or may fail)."""
-        done = self.call(self.conductor, f"{BIN}/maestroctl", "--json", *words, timeout=timeout)
+        done = self.call(self.conductor, f"{BIN}/maestroctl", "--json", *words, timeout=timeout, stdin=stdin)
         try:
             answer = json.loads(done.stdout)
         except ValueError as error:

@@ -25,12 +25,13 @@ def listed() -> Records:
 
 
 def results() -> Records:
-    return [
+    ends = [
         {"task_id": "a", "ok": True, "state": "done", "error": None, "data": {"returncode": 0, "stdout": "part-1\n"}},
         {"task_id": "b", "ok": False, "state": "failed", "error": "exit code 3", "data": {"returncode": 3}},
         {"task_id": "c", "ok": False, "state": "failed", "error": "timeout", "data": None},
         {"task_id": "d", "ok": False, "state": "cancelled", "error": "cancelled", "data": None},
     ]
+    return [{**end, "history": [{"state": "running"}, {"state": end["state"]}]} for end in ends]
 
 
 def problems(listing: Records, ends: Records) -> dict[str, str]:
@@ -64,6 +65,8 @@ def test_a_wrong_end_is_noticed(task_id: str, change: dict[str, Any], word: str)
 def test_lost_doubled_and_unfinished_jobs_are_noticed() -> None:
     assert "0 results" in problems(listed(), results()[1:])["a"]
     assert "2 results" in problems(listed(), [results()[0], *results()])["a"]
+    twice = {**results()[0], "history": [{"state": "done"}, {"state": "done"}]}
+    assert "2 final states" in problems(listed(), [twice, *results()[1:]])["a"]
     assert "listed 2 times" in problems([listed()[0], *listed()], results())["a"]
     assert "listed 0 times" in problems(listed()[1:], results())["a"]
     unfinished = [{**listed()[0], "state": "running"}, *listed()[1:]]
