@@ -173,7 +173,7 @@ def _plan_layer(made: Plan, facts: Facts, gpu: str, size_mb: int | None) -> None
 
 
 def write_files(files: Mapping[str, str | None], root: Root) -> None:
-    """Write or remove files; a drop-in directory that is left empty goes as well."""
+    """Write or remove files; a directory of drop-ins or of ours that is left empty goes as well."""
     for path, text in files.items():
         place = root.path(path)
         if text is not None:
@@ -181,7 +181,7 @@ def write_files(files: Mapping[str, str | None], root: Root) -> None:
             write_atomic(place, text)
         elif place.exists():
             place.unlink()
-            if place.parent.name.endswith(".d") and not any(place.parent.iterdir()):
+            if place.parent.name.endswith((".d", "gpucache")) and not any(place.parent.iterdir()):
                 place.parent.rmdir()
 
 

@@ -259,7 +259,7 @@ def stop(layer: Layer, root: Root) -> str:
                 saved = _save(layer).generation.number
                 raise LayerError(
                     f"{layer.name}: {layer.merged} is in use by {users}; it is saved as generation {saved} but still "
-                    f"mounted: end them and stop {layer.unit} again ({error})"
+                    f"mounted: end them, then gpucache-ctl unmount {layer.name}; to go on, start {layer.unit} ({error})"
                 ) from error
         if now.ram is None:
             return f"{layer.name} is not mounted"
@@ -268,7 +268,7 @@ def stop(layer: Layer, root: Root) -> str:
             try:
                 done += f", generation {_save(layer).generation.number} is current"
             except LayerError as error:
-                left = f"its content is still in {layer.ram}: make room, then stop it again"
+                left = f"its content is still in {layer.ram}: make room, then gpucache-ctl unmount {layer.name}"
                 raise LayerError(f"{error}; {left}") from error
         unmount(layer.ram)
         for mount_point in (layer.ram, layer.merged):

@@ -141,9 +141,9 @@ class Store:
             building.rename(self.folder / str(number))
             fsync_directory(self.folder)
         except (OSError, LayerError) as error:
-            shutil.rmtree(building, ignore_errors=True)
             kept = "nothing was saved before" if current is None else f"generation {current} stays current"
-            raise LayerError(f"{self.name}: not saved to {self.persist}, {kept}: {_reason(error)}") from error
+            left = _discard(building)
+            raise LayerError(f"{self.name}: not saved to {self.persist}, {kept}: {_reason(error)}{left}") from error
         self.point_to(number)
         self.prune(keep)
         return saved
@@ -284,6 +284,16 @@ def _mend_links(target: Path, wanted: Mapping[str, Entry], paths: set[str]) -> N
     for folder in {os.path.dirname(path) or "." for path in paths}:  # noqa: PTH120 - relative names
         if folder in wanted:
             os.utime(target / folder, ns=(wanted[folder].mtime_ns, wanted[folder].mtime_ns))
+
+
+def _discard(folder: Path) -> str:
+    """Remove an unfinished generation; what cannot be removed is told, and the next save tries again."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        return f"; {folder} is left behind ({error.strerror})"
+    return ""
 
 
 def _reason(error: OSError | LayerError) -> str:
