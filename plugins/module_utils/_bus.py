@@ -218,6 +218,8 @@ def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None
         twice = sorted({gpu for gpu in gpus if gpus.count(gpu) > 1})
         raise ValueError(f"GPU ids must be unique in the pool; used twice: {', '.join(twice)}")
     window = _seconds(limits.duplicate_window)
+    # the server refuses it on replicated streams (10052), which need it less: a copy stands in for the disk's sync
+    projection = "async" if replicas == 1 else "default"
     streams = [
         _stream(
             STREAM_WQ,
@@ -245,7 +247,7 @@ def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None
             replicas,
             duplicate_window=window,
             max_age=_seconds(limits.events_age),
-            persist_mode="async",
+            persist_mode=projection,
         ),
         _stream(
             STREAM_DLQ, ["gpu.task.dead.*"], limits.dead_bytes, replicas, duplicate_window=window, deny_delete=True
@@ -270,9 +272,9 @@ def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None
             discard="old",
             duplicate_window=window,
             max_age=_seconds(limits.telemetry_age),
-            persist_mode="async",
+            persist_mode=projection,
         ),
-        _bucket(BUCKET_JOBS, limits.jobs_bytes, replicas, max_age=_seconds(limits.events_age), persist_mode="async"),
+        _bucket(BUCKET_JOBS, limits.jobs_bytes, replicas, max_age=_seconds(limits.events_age), persist_mode=projection),
         _bucket(BUCKET_CONTROL, limits.control_bytes, replicas),
     ]
     return Topology(

@@ -236,11 +236,10 @@ class BusServer:
     async def connected(self, kind: str, name: str, **options: object) -> BusClient:
         """A connection with this component's key, as the product makes it."""
         return await connect(
-            servers=[self.url],
             label=_bus.Component(kind, name).label,
             nkey_file=str(self.credentials(kind, name)),
             ca_file=self.ca_file,
-            **{"give_up_after": HANG, **options},  # type: ignore[arg-type]  # a test's own options, checked by connect
+            **{"servers": [self.url], "give_up_after": HANG, **options},  # type: ignore[arg-type]  # a test's own options, checked by connect
         )
 
     async def apply_topology(

@@ -10,13 +10,13 @@ and tolerated in what components tell each other (an upgrade goes conductor firs
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from organism.core import _bus
 
-VERSION = 1
+VERSION: Final = 1
 
 Identifier = Annotated[str, msgspec.Meta(pattern=rf"^{_bus.IDENTIFIER.pattern}\Z")]
 JobType = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,31}\Z")]
