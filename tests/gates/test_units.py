@@ -60,6 +60,7 @@ def render(gate: Any, templates: list[Path], into: Path) -> None:
         "connection": "local",
         "gather_facts": True,
         "gather_subset": ["!all", "min"],
+        "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}"},
         "vars_files": [*map(str, variables), str(REPO / "tests/gates/unit_vars.yml")],
         "tasks": [
             {"name": str(t.relative_to(REPO)), "ansible.builtin.template": {"src": str(t), "dest": str(into / t.stem)}}
