@@ -128,7 +128,7 @@ info:
   description: The conductor's own answer, as C(maestroctl --json info) gives it.
   returned: when O(health_context) is given and not in check mode
   type: dict
-  sample: {"version": "0.1.0", "leader": "bus1"}
+  sample: {"ok": true, "version": "0.1.0", "types": ["cmd", "noop"]}
 notices:
   description: Settings of earlier versions that no longer do anything.
   returned: success
@@ -141,7 +141,6 @@ import grp
 import json
 import pwd
 import tempfile
-import time
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -195,15 +194,8 @@ def check_by_daemon(root: Root, config: str) -> None:
 
 def answer(context: str, timeout: int) -> dict[str, object]:
     """What the conductor says of itself. Raises CommandError when it says nothing within ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            told = run_command([_maestro_deploy.CLIENT, "--context", context, "--json", "info"], timeout=timeout + 10)
-            return dict(json.loads(told))
-        except CommandError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)  # the bus announces nobody who begins to answer requests
+    words = [_maestro_deploy.CLIENT, "--context", context, "--patience", str(timeout), "--json", "info"]
+    return dict(json.loads(run_command(words, timeout=timeout + 30)))
 
 
 def converge(systemctl: Systemctl, unit: UnitState, plan: Plan) -> None:
