@@ -141,12 +141,15 @@ class Conductor:
             self.scheduler.add(job, now)
         for seq in left.retire:
             self.janitor.retire(seq)
+        self._histories = [list(job.lasting()) for job in self.ledger.jobs.values()]
+        self._histories += [result.history for result, _ in left.finished if result.history]
 
     # ---- the term ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        for part in (self.queue, self.results, self.dead, self.feed, self.outbox, self.janitor):
+        for part in (self.queue, self.results, self.dead, self.outbox, self.janitor):
             part.start()
+        self.feed.start(self._histories)
         self._timer.at(self.scheduler.next_timer())
         self._expiry.at(self.fleet.next_expiry())
         self._overrun.at(self._overruns[0][0] if self._overruns else None)

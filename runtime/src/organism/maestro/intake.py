@@ -83,10 +83,19 @@ def refusal(spec: JobSpec, policy: Policy, *, jobs: int, max_jobs: int, size: in
     if not policy.allows(spec.type):
         return policy.refusal(spec.type)
     if jobs >= max_jobs:
-        return f"the queue is full ({jobs} unfinished jobs, MAX_QUEUE is {max_jobs}); submit again later"
+        return full(jobs, max_jobs)
     if room and used + size > room:
         return f"the queue is full ({used} of {room} bytes are used by unfinished jobs); submit again later"
     return ""
+
+
+def full(jobs: int, max_jobs: int) -> str:
+    return f"the queue is full ({jobs} unfinished jobs, MAX_QUEUE is {max_jobs}); submit again later"
+
+
+def event_of(why: str) -> str:
+    """The name on ``maestro.state`` of a refusal (S1k-026)."""
+    return "queue_full" if why.startswith("the queue is full") else "bad_submit"
 
 
 def letter(submission: Submission, reason: str, ts: str, max_payload: int) -> DeadLetter:

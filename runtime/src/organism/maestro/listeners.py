@@ -161,7 +161,7 @@ class Listeners:
                 room=self._room,
             )
             if why:
-                await self.refuse(submission, why, "queue_full" if why.startswith("the queue") else "bad_submit")
+                await self.refuse(submission, why, intake.event_of(why))
                 return
         try:
             job = ledger.submitted(submission.seq, submission.user, spec, submission.raw, submission.time)

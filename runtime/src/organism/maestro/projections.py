@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from organism.bus import messages
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 GROUP = 256
 REMEMBERED = 4096
 """Events that are sent again after a reconnection: more than the server holds unwritten."""
+HEALED = 500
+"""Jobs that are looked up at a time after a takeover."""
 RETRY = 0.5
 _KV = f"KV_{_bus.BUCKET_JOBS}"
 
@@ -47,16 +49,18 @@ class Projections:
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._run(), name="projections")]
+    def start(self, histories: Sequence[Sequence[StateEvent]] = ()) -> None:
+        """Write; first what is missing of ``histories``, the lasting events of jobs that a former conductor left."""
+        if histories:
+            self._written.clear()
+        self._task = asyncio.create_task(self._run(histories), name="projections")
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     def event(self, event: StateEvent) -> None:
         """Something became of a job."""
@@ -84,7 +88,8 @@ class Projections:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    async def _run(self, histories: Sequence[Sequence[StateEvent]]) -> None:
+        await self._heal_all(histories)
         rounds = 0
         while True:
             if not self._events and not self._latest:
@@ -130,32 +135,33 @@ class Projections:
 
     # ---- after a takeover --------------------------------------------------------------------------------------------
 
-    async def heal(self, histories: Iterable[Sequence[StateEvent]]) -> int:
-        """Send what is missing of these jobs' lasting histories; returns how many events were."""
-        missing = 0
-        chunk: list[Sequence[StateEvent]] = []
-        for history in histories:
-            chunk.append(history)
-            if len(chunk) == 500:
-                missing += await self._heal(chunk)
-                chunk = []
-        return missing + (await self._heal(chunk) if chunk else 0)
+    async def _heal_all(self, histories: Sequence[Sequence[StateEvent]]) -> None:
+        """Find what is missing before anything new is written, since the last event of a job tells what was."""
+        missing: list[tuple[StateEvent, bytes]] = []
+        for at in range(0, len(histories), HEALED):
+            while True:
+                try:
+                    missing += await self._heal(histories[at : at + HEALED])
+                    break
+                except Unavailable as problem:
+                    if self.js.nc.is_closed:
+                        raise
+                    log.info("state events: %s; looking again", problem)
+                    await asyncio.sleep(RETRY)  # see _group
+        self._events.extendleft(reversed(missing))
+        if missing:
+            log.info("%d state events of the former conductor were missing and are sent", len(missing))
 
-    async def _heal(self, histories: list[Sequence[StateEvent]]) -> int:
+    async def _heal(self, histories: Sequence[Sequence[StateEvent]]) -> list[tuple[StateEvent, bytes]]:
         ids = [history[0].task_id for history in histories]
         events = await self._stored(_bus.STREAM_EVENTS, {_bus.state_subject(task_id): task_id for task_id in ids})
         states = await self._stored(_KV, {_kv_subject(task_id): task_id for task_id in ids})
-        missing = 0
+        missing: list[tuple[StateEvent, bytes]] = []
         for history in histories:
-            task_id = history[0].task_id
-            for event in history:
-                if event.n > events.get(task_id, -1):
-                    self._events.append((event, messages.encode(event)))
-                    missing += 1
-            if history[-1].n > states.get(task_id, -1):
-                self._latest.setdefault(task_id, messages.encode(history[-1]))
-        if missing or self._latest:
-            self._touch()
+            task_id, last = history[0].task_id, history[-1]
+            missing += [(event, messages.encode(event)) for event in history if event.n > events.get(task_id, -1)]
+            if last.n > states.get(task_id, -1):
+                self._latest.setdefault(task_id, messages.encode(last))
         return missing
 
     async def _stored(self, stream: str, subjects: dict[str, str]) -> dict[str, int]:

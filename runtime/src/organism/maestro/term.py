@@ -14,9 +14,8 @@ from organism.bus.errors import Unavailable
 from organism.bus.jetstream import JetStream
 from organism.bus.keyvalue import KeyValue
 from organism.bus.lease import Lease
-from organism.bus.messages import StateEvent
 from organism.core import _bus
-from organism.maestro import takeover, telemetry
+from organism.maestro import intake, takeover, telemetry
 from organism.maestro.clock import Clock
 from organism.maestro.commit import Fenced
 from organism.maestro.conductor import Conductor, Site
@@ -120,15 +119,7 @@ class Term:
         await listeners.start(after)
         await rpc.start()
         conductor.pump()
-        histories = [list(job.lasting()) for job in conductor.ledger.jobs.values()]
-        histories += [result.history for result, _ in left.finished if result.history]
-        conductor.spawn(self._heal(conductor, histories), "heal")
         conductor.spawn(self._backfill(conductor), "backfill")
-
-    async def _heal(self, conductor: Conductor, histories: list[list[StateEvent]]) -> None:
-        missing = await conductor.feed.heal(histories)
-        if missing:
-            log.info("%d state events of the former conductor were missing and are sent", missing)
 
     async def _check(self, conductor: Conductor, listeners: Listeners) -> None:
         """Jobs that no conductor has started yet are looked at as if they had just come in."""
@@ -155,7 +146,7 @@ class Term:
                 if not site.policy.allows(job.type):
                     why = site.policy.refusal(job.type)
                 elif taken > site.settings.integer("MAX_QUEUE"):
-                    why = f"the queue is full (MAX_QUEUE is {site.settings.integer('MAX_QUEUE')}); submit again later"
+                    why = intake.full(taken - 1, site.settings.integer("MAX_QUEUE"))
                 if why:
                     taken -= 1
                     await self._refuse(conductor, listeners, job, why, leave_result=True)
@@ -172,7 +163,7 @@ class Term:
         raw = job.raw if job.raw is not None else stored.data if stored else b""
         self._forget(conductor, job)
         submission = Submission(job.seq, job.submitted, job.user, job.task_id, raw)
-        await listeners.refuse(submission, why, "bad_submit", leave_result=leave_result)
+        await listeners.refuse(submission, why, intake.event_of(why), leave_result=leave_result)
 
     async def _backfill(self, conductor: Conductor) -> None:
         """Outlines of the newest results from before this term."""
