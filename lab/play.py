@@ -61,13 +61,15 @@ def recap(output: str) -> dict[str, dict[str, int]]:
 
 
 def changes(output: str) -> dict[str, list[str]]:
-    """Tasks that changed (or would change) something -> hosts, in order of appearance."""
+    """Tasks that changed (or would change) something -> hosts, in order of appearance; handlers follow from tasks."""
     found: dict[str, list[str]] = {}
     task = ""
     for line in output.splitlines():
-        if line.startswith(("TASK [", "RUNNING HANDLER [")):
+        if line.startswith("RUNNING HANDLER ["):
+            task = ""
+        elif line.startswith("TASK ["):
             task = line.split("[", 1)[1].rsplit("]", 1)[0]
-        elif match := re.match(r"changed: \[([^\]]+)]", line):
+        elif task and (match := re.match(r"changed: \[([^\]]+)]", line)):
             host = match[1].split(" -> ")[0]
             if host not in found.setdefault(task, []):
                 found[task].append(host)
