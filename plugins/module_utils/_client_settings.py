@@ -116,8 +116,7 @@ def _merge(settings: ClientSettings, given: Mapping[str, object], source: str) -
             changes[key] = value
     if not changes:
         return settings
-    # mypy cannot see that the keys are the fields' names
-    return replace(settings, **changes, source=source)  # type: ignore[arg-type]
+    return replace(settings, **changes, source=source)  # type: ignore[arg-type]  # the keys are the fields' names
 
 
 def _servers(value: object, source: str) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ def nvidia_information(root: Root, address: str) -> dict[str, str]:
     """What NVIDIA's driver tells in /proc about a card: ``Model``, ``GPU UUID``, ``Device Minor``; empty without it."""
     text = root.read_or_none(f"/proc/driver/nvidia/gpus/{address}/information") or ""
     pairs = (line.partition(":") for line in text.splitlines())
-    told = {name.strip(): value.strip() for name, _, value in pairs}
+    told = {name.strip(): value.strip() for name, _sign, value in pairs}
     if "?" in told.get("GPU UUID", ""):  # the driver has not initialised the card yet
         del told["GPU UUID"]
     return told

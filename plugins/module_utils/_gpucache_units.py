@@ -105,7 +105,7 @@ def instances(root: Root) -> list[str]:
     found = set()
     for link in root.glob(f"{UNITS}/*.wants/gpucache*@*"):
         name = link.rsplit("/", 1)[1].rsplit(".", 1)[0]
-        kind, _, gpu = name.partition("@")
+        kind, _at, gpu = name.partition("@")
         if gpu and kind in ("gpucache", "gpucache-sync", "gpucache-prewarm"):
             found.add(gpu)
     return sorted(found)

@@ -17,15 +17,16 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from ._root import Root
 
-Value = str | int | float | bool | list[str]
+Value: TypeAlias = "str | int | float | bool | list[str]"
 
 KINDS = ("text", "integer", "number", "boolean", "list", "path", "choice")
 _TRUE = frozenset({"yes", "true", "on", "1"})
@@ -119,7 +120,7 @@ class Key:
             return value
         if isinstance(value, bool) or not isinstance(value, int if self.kind == "integer" else int | float):
             raise ValueError(f"expects {self._expected()}, not {value!r}")
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise ValueError(f"expects a finite number, not {value!r}")
         if self.minimum is not None and value < self.minimum:
             raise ValueError(f"is {value}, the least is {self.minimum:g}")

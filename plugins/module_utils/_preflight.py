@@ -53,7 +53,7 @@ class Wanted:
     min_free_mib: int = 1024
 
 
-def clock_state() -> int | None:
+def kernel_clock_state() -> int | None:
     """The kernel's word on its clock, by a reading adjtimex(2); None where it cannot be asked."""
     buffer = ctypes.create_string_buffer(512)  # struct timex has 208 bytes on 64-bit Linux; modes=0 only reads
     try:
@@ -68,7 +68,7 @@ class Probe:
     """What no file tells; a test replaces them."""
 
     statvfs: Callable[[str], os.statvfs_result] = os.statvfs
-    clock_state: Callable[[], int | None] = clock_state
+    clock_state: Callable[[], int | None] = kernel_clock_state
     python: tuple[int, int] = (sys.version_info[0], sys.version_info[1])
     machine: str = field(default_factory=platform.machine)
 

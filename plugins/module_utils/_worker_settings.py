@@ -92,7 +92,7 @@ def parse_cpulist(text: str) -> list[int]:
         raise ValueError(f"expects a CPU list such as 0-2,5, not {text!r}")
     cpus: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, _dash, last = part.partition("-")
         low, high = int(first), int(last or first)
         if high < low:
             raise ValueError(f"has the backward range {part!r}")
