@@ -152,9 +152,9 @@ def install(module: AnsibleModule, root: Root) -> None:
     else:
         raise _runtime.RuntimeRefusedError("no wheels were named: build the wheelhouse on the controller first")
     if params["state"] == "planned":
-        # a whole environment needs no wheels any more
-        lacking = [] if name in have.environments else _runtime.missing(have.wheels, wheels)
-        module.exit_json(changed=False, missing=lacking, files=wheels, environment=name)
+        # all of them, even where the environment is whole: other roles install from these wheels, too
+        missing = _runtime.missing(have.wheels, wheels)
+        module.exit_json(changed=False, missing=missing, files=wheels, environment=name)
         return
     drop = _runtime.superfluous(have, name, params["keep"], _runtime.in_use(root))
     difference = _runtime.plan(have, name, wheels, drop)
