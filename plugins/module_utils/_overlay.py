@@ -216,7 +216,7 @@ def without_clean(upper: Mapping[str, Entry], base: Path) -> dict[str, Entry]:
         lower[path] = _entry_or_none(base / path) if visible and not entry.opaque else None
     clean: set[str] = set()
     leads_to_change: set[str] = set()
-    for path in reversed(upper):
+    for path in reversed(list(upper)):
         entry, below = upper[path], lower[path]
         mirrors = below is not None and below.state == entry.state and entry.kind in ("file", "dir", "link")
         # hard links in upper are recorded as such, a copy of base would lose them

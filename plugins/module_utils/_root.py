@@ -14,8 +14,8 @@ from pathlib import Path
 class Root:
     """Reads below one directory as if it were ``/``.
 
-    ``Root()`` is the running machine; ``Root("/some/recording")`` is a tree recorded from another one. Absolute symbolic
-    links inside a recording are resolved inside it, never on the machine that runs the test.
+    ``Root()`` is the running machine; ``Root("/some/recording")`` is a tree recorded from another one. Absolute
+    symbolic links inside a recording are resolved inside it, never on the machine that runs the test.
     """
 
     def __init__(self, top: str | os.PathLike[str] = "/") -> None:
@@ -56,7 +56,7 @@ class Root:
     def listdir(self, path: str) -> list[str]:
         """Sorted names in a directory; empty when it does not exist."""
         try:
-            return sorted(os.listdir(self.path(path)))
+            return sorted(entry.name for entry in self.path(path).iterdir())
         except OSError:
             return []
 
