@@ -6,6 +6,7 @@ a read-only system, no network unless the site allows it, no sight of the other 
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import logging
 import os
@@ -83,6 +84,8 @@ def properties(
         f"{'BindPaths' if limits.cache_writable else 'BindReadOnlyPaths'}={cache}",
         f"TemporaryFileSystem={tasks}:ro",
         f"BindPaths={launch.work}",
+        # root's, mode 0700; ExecStopPost= sees the unit's own mounts, whatever its prefix
+        f"BindPaths={status.parent}",
         # no way up
         "NoNewPrivileges=yes",
         "CapabilityBoundingSet=",
@@ -139,13 +142,19 @@ def command_line(launch: Launch, program: str, settings: list[str]) -> list[str]
     ]
 
 
-def find_program(argv: list[str], env: dict[str, str], cwd: Path) -> str | None:
-    """The absolute path of a job's program, by the job's own PATH and directory; None when there is none."""
+def find_program(argv: list[str], env: dict[str, str], cwd: Path) -> str:
+    """The absolute path of a job's program, by the job's own PATH and directory. Raises OSError as execve(2) would."""
     name = argv[0]
-    if "/" in name:
-        return name if name.startswith("/") else str(cwd / name)
-    found = shutil.which(name, path=env.get("PATH", os.defpath))
-    return str(cwd / found) if found else None
+    if "/" not in name:
+        found = shutil.which(name, path=env.get("PATH", os.defpath))
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return str(cwd / found)
+    path = cwd / name
+    if not os.access(path, os.X_OK) or path.is_dir():
+        number = errno.EACCES if path.exists() else errno.ENOENT
+        raise OSError(number, os.strerror(number))
+    return str(path)
 
 
 def own_unit(cgroup: str) -> str:
@@ -191,22 +200,21 @@ class SystemdLauncher:
         self._running: set[SystemdProcess] = set()
 
     async def start(self, launch: Launch) -> SystemdProcess:
+        status = launch.work.parent / "end" / "status"
         try:
-            program = find_program(launch.argv, launch.env, launch.cwd)
-            if program is None:
-                return SystemdProcess(unit_name(launch.name), None, launch.work.parent / "status", launch.argv[0])
-            status = launch.work.parent / "status"
+            status.parent.mkdir(mode=0o700)
             settings = properties(
                 launch, self._limits, user=self._user, groups=self._groups, bind_to=self._bind_to, status=status
             )
             try:
+                program = find_program(launch.argv, launch.env, launch.cwd)
                 runner = await asyncio.create_subprocess_exec(
                     *command_line(launch, program, settings),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=launch.stdout,
                     stderr=launch.stderr,
                 )
-            except OSError as error:  # argument list too long, no memory
+            except OSError as error:  # no such program, argument list too long
                 return SystemdProcess(
                     unit_name(launch.name), None, status, launch.argv[0], error.strerror or str(error)
                 )
@@ -248,7 +256,7 @@ class SystemdProcess:
 
     async def _watch(self) -> Ending:
         if self._runner is None:
-            return Ending(None, f"cannot run {self._name!r}: {self._trouble or 'No such file or directory'}")
+            return Ending(None, f"cannot run {self._name!r}: {self._trouble}")
         code = await self._runner.wait()
         try:
             status = self._status.read_text(encoding="ascii")
