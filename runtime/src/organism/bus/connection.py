@@ -66,6 +66,10 @@ class BusClient(Client):
     async def close(self) -> None:
         """End the connection; ``on_closed`` is not told, since this is no accident."""
         self._leaving = True
+        if not self.is_connected:
+            # nats-py would write what is pending into the transport that has gone (a TypeError with Python 3.13)
+            self._pending = []
+            self._pending_data_size = 0
         try:
             async with asyncio.timeout(CLOSE_WITHIN):
                 await super().close()
