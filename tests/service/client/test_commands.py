@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from organism.bus import keys
-from organism.client import AsyncMaestro, ConflictError, Maestro, NotFoundError
+from organism.cli import _validation
+from organism.client import AsyncMaestro, ConflictError, Maestro, NotFoundError, _waiting
 from organism.core import _bus
 from service.client.pool import Pool
 from service.support import HANG
@@ -53,7 +54,9 @@ def test_submit_prints_the_id_and_the_result_comes(pool: Pool) -> None:
 
 
 def test_a_job_finds_a_gpu_of_its_own_and_gets_its_environment(pool: Pool) -> None:
-    done = pool.run("submit", "--env", "WORD=x=y", "--wait", "--", "sh", "-c", "echo $WORD on $ORGANISM_GPU_ID; echo oops >&2")
+    done = pool.run(
+        "submit", "--env", "WORD=x=y", "--wait", "--", "sh", "-c", "echo $WORD on $ORGANISM_GPU_ID; echo oops >&2"
+    )
     assert done.code == 0, done
     lines = done.out.splitlines()
     assert lines[1] in ("x=y on gpu0", "x=y on gpu1")
@@ -203,7 +206,8 @@ def test_validate_proves_every_gpu_and_leaves_nothing(pool: Pool) -> None:
     assert pool.run("--json", "list", user="olga").json["jobs"] == []
 
 
-def test_validate_fails_for_a_gpu_that_is_not_there(pool: Pool) -> None:
+def test_validate_fails_for_a_gpu_that_is_not_there(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_validation, "BEAT", 2.0)
     done = pool.run("--gpus", "gpu0,gpu9", "--timeout", "2", user="olga", program="validate")
     assert done.code == 1
     failed = [line for line in done.out.splitlines() if line.startswith("FAIL")]
@@ -292,7 +296,8 @@ def test_others_jobs_are_not_found(pool: Pool) -> None:
     assert pool.run("cancel", task_id, user="olga").code == 0  # operators may
 
 
-def test_an_unknown_job_is_not_found(pool: Pool) -> None:
+def test_an_unknown_job_is_not_found(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_waiting, "GRACE", 0.5)
     for words in (["status", "job-none"], ["wait", "job-none"], ["cancel", "job-none"], ["watch", "job-none"]):
         done = pool.run(*words)
         assert (done.code, done.out) == (1, ""), words

@@ -7,10 +7,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
 from organism.bus import rpc_types
 from organism.cli._output import EXIT_OK, Output, shorten, stamp
 from organism.client import AsyncMaestro, BusUnreachableError, ConductorUnreachableError
@@ -74,6 +70,11 @@ async def top(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Outp
     if output.as_json or arguments.once or not output.stdout.isatty():
         output.answer(lines=top_lines(output, reply), gpus=reply.gpus, queue=reply.queue, conductor=reply.conductor)
         return EXIT_OK
+    # a tenth of a second to import, which only the live table is worth
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
     with Live(console=Console(file=output.stdout), auto_refresh=False, screen=True) as live:
         while True:
             live.update(Text.from_ansi("\n".join([*top_lines(output, reply), "", "Ctrl-C ends"])), refresh=True)

@@ -232,9 +232,8 @@ class AsyncMaestro:
         for job in jobs:
             name = job if isinstance(job, str) else job.task_id
             names.append(name)
-            (fresh if isinstance(job, AsyncJobHandle) and job.seq is not None and not job.duplicate else others).append(
-                name
-            )
+            ours = isinstance(job, AsyncJobHandle) and job.maestro is self and job.seq is not None and not job.duplicate
+            (fresh if ours else others).append(name)
         with (
             self._waiter.expecting(fresh, fresh=True) as own,
             self._waiter.expecting(others, fresh=False) as foreign,
