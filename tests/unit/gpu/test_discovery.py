@@ -7,11 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from unit.gpu.trees import Card, kfd_node, make_tree, rx580, write
 
 from organism.core._gpu import discover, mig_instances, visible_index
 from organism.core._gpu_metrics import Readings, read_sysfs
 from organism.core._root import Root
-from unit.gpu.trees import Card, kfd_node, make_tree, rx580, write
 
 NVIDIA = Card(
     "0000:65:00.0", vendor="0x10de", device="0x2335", kind="0x030200", driver="nvidia", uuid="GPU-8a2b", vram_mb=None

@@ -91,7 +91,7 @@ def test_the_map_reads_what_it_wrote() -> None:
     entries = plan_map([], [gpu(3, "a"), gpu(4)], simulated=1).entries
     assert parse_map(render_map(entries)) == entries
     assert find(entries, "gpu1").address == "0000:04:00.0"
-    with pytest.raises(MapError, match="no GPU gpu9 .it has gpu0, gpu1, gpu2"):
+    with pytest.raises(MapError, match=r"no GPU gpu9 .it has gpu0, gpu1, gpu2"):
         find(entries, "gpu9")
 
 

@@ -46,7 +46,7 @@ def test_write_atomic_replaces_whole_files_and_leaves_nothing_behind(tmp_path: P
     assert target.read_text() == "two\n"
     assert target.stat().st_mode & 0o777 == 0o600
     assert target.stat().st_ino != inode, "a reader of the old file must keep the old content"
-    assert os.listdir(tmp_path) == ["conf"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["conf"]
 
 
 def test_write_atomic_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_write_atomic_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space"):
         write_atomic(target, "new")
     assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["conf"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["conf"]
 
 
 def test_one_difference_feeds_changed_diff_and_message() -> None:
