@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _bus, _nkey
@@ -169,3 +169,49 @@ def replicas_for(servers: int) -> int:
     if servers in (1, 3, 4, 5):
         return {1: 1, 3: 3, 4: 3, 5: 5}[servers]
     raise ValueError(f"a bus has 1, 3, 4 or 5 servers, not {servers}")
+
+
+def room(disk_bytes: int, share: float, limits: _bus.Limits | None = None) -> int:
+    """``max_file_store`` for a disk of this size: ``share`` of it, and not more than the streams can use.
+
+    A full disk stops the server until it is restarted, so the store's own limit has to be reached first. Raises
+    ValueError for a disk that is too small.
+    """
+    limits = limits or _bus.Limits()
+    wanted = min(int(disk_bytes * share), limits.total * 10 // 8)
+    if wanted < MIN_FILE_STORE:
+        raise ValueError(
+            f"{share:.0%} of a disk of {disk_bytes // _bus.MIB} MiB are less than the {MIN_FILE_STORE // _bus.MIB} MiB "
+            f"that the bus needs; put its store on a larger one"
+        )
+    return wanted // _bus.MIB * _bus.MIB
+
+
+def fitted(limits: _bus.Limits, max_file_store: int) -> _bus.Limits:
+    """The limits, all sizes scaled down alike when their sum would not fit into nine tenths of the store.
+
+    The bucket of leases keeps its size: it is small, and no conductor could lead without it. Raises ValueError for a
+    store below MIN_FILE_STORE.
+    """
+    if max_file_store < MIN_FILE_STORE:
+        raise ValueError(f"max_file_store {max_file_store} is below {MIN_FILE_STORE} bytes")
+    budget = max_file_store * 9 // 10
+    if limits.total <= budget:
+        return limits
+    factor = (budget - limits.control_bytes) / (limits.total - limits.control_bytes)
+    if factor <= 0:
+        raise ValueError(
+            f"control_bytes {limits.control_bytes} alone do not fit into a store of {max_file_store} bytes"
+        )
+    scaled = {
+        name: max(_bus.MIB, int(getattr(limits, name) * factor) // _bus.MIB * _bus.MIB)
+        for name in (
+            "queue_bytes",
+            "results_bytes",
+            "events_bytes",
+            "dead_bytes",
+            "telemetry_bytes",
+            "jobs_bytes",
+        )
+    }
+    return replace(limits, **scaled)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``organism-bus`` against real servers: plan, apply, apply again, change, refuse, prune, remove; one node and three."""
+"""``organism-bus`` on real servers: plan, apply, apply again, change, refuse, prune, remove; one node, and three."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_the_server_cannot_change_is_refused_and_nothing_else_is_done(serve
     asyncio.run(foreign())
     status, refused = run("topology", "apply", "--gpus", "gpu0", "--limits", LIMITS)
     assert status == 1
-    assert f"stream {_bus.STREAM_EVENTS}: persist_mode is 'default' and cannot become 'async'" in refused["refusals"][0]
+    assert f"stream {_bus.STREAM_EVENTS}: persist_mode is 'default' and cannot become 'async'" in refused["error"]
     assert run("info")[1]["streams"] == 1
 
 
@@ -96,6 +96,8 @@ def test_jobs_are_destroyed_only_when_that_is_said(server: BusServer, run: Run) 
     run("topology", "apply", "--gpus", "gpu0", "--limits", LIMITS)
     assert command.main(["topology", "absent", *connection(server)]) == 2
     assert run("info")[1]["streams"] == len(_bus.topology([]).streams)
+    status, dry = run("topology", "absent", "--dry-run")
+    assert (status, dry["changed"], run("info")[1]["streams"]) == (0, True, len(_bus.topology([]).streams))
     status, gone = run("topology", "absent", "--purge")
     assert (status, gone["changed"], run("info")[1]["streams"]) == (0, True, 0)
     assert run("topology", "absent", "--purge")[1]["changed"] is False

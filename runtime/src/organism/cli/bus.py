@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--prune", action="store_true", help="also remove consumers of GPUs that are not named")
         if action == "absent":
             one.add_argument("--purge", action="store_true", help="yes, destroy all jobs and results")
+            one.add_argument("--dry-run", action="store_true", help="only show what would be removed")
         _connection(one)
         one.set_defaults(run=_topology)
 
@@ -215,7 +216,8 @@ def _topology(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"organism-bus: {error}", file=sys.stderr)
         return 2
-    if options.action == "absent" and not options.purge:
+    dry = options.action == "plan" or (options.action == "absent" and options.dry_run)
+    if options.action == "absent" and not options.purge and not dry:
         print("organism-bus: this destroys all jobs and results; say --purge if that is meant", file=sys.stderr)
         return 2
 
@@ -227,10 +229,13 @@ def _topology(options: argparse.Namespace) -> int:
         else:
             plan = _bus_plan.plan(current, wanted, prune=options.prune)
         refused = bool(plan.refusals)
-        if options.action != "plan" and not refused:
+        if not dry and not refused:
             await topology.carry_out(js, plan)
-        _say(options, report(plan), _told(plan))
-        return 1 if refused and options.action != "plan" else 0
+        if dry or not refused:
+            _say(options, report(plan), _told(plan))
+        if refused and not dry:
+            raise topology.TopologyRefused("; ".join(plan.refusals))
+        return 0
 
     return asyncio.run(_with_connection(options, verb))
 
