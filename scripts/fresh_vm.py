@@ -5,10 +5,11 @@
 
     scripts/fresh_vm.py [--suite trixie] [--keep] [--work DIR] -- ./run demo
 
-The server has systemd, sshd and certificates, and no Python, make, pip or git: what the command needs it must install by
-itself. The image is built from Debian's packages with mmdebstrap; the machine is emulated unless ORGANISM_VM_ACCEL=kvm says
-that KVM works here (emulated, expect ten to twenty times the usual time). Needs root, mmdebstrap, qemu-system-x86, e2fsprogs, an ssh
-client and git. Exit status: the command's own; 3 when the machine could not be built or booted.
+The server has systemd, sshd and certificates, and no Python, make, pip or git: what the command needs it must install
+by itself. The image is built from Debian's packages with mmdebstrap; the machine is emulated unless
+ORGANISM_VM_ACCEL=kvm says that KVM works here (emulated, expect ten to twenty times the usual time). Needs root,
+mmdebstrap, qemu-system-x86, e2fsprogs, an ssh client and git. Exit status: the command's own; 3 when the machine could
+not be built or booted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = "systemd,systemd-sysv,udev,dbus,libpam-systemd,openssh-server,ca-certificates,iproute2,procps,kmod,linux-image-cloud-amd64"
+PACKAGES = (
+    "systemd,systemd-sysv,udev,dbus,libpam-systemd,openssh-server,ca-certificates,"
+    "iproute2,procps,kmod,linux-image-cloud-amd64"
+)
 BOOT_SECONDS = 240
 NETWORK = "[Match]\nType=ether\nName=!organism* !org* !vb-*\n[Network]\nDHCP=ipv4\n"
 
@@ -95,7 +99,7 @@ def build(work: Path, suite: str) -> None:
 
 
 def accelerator() -> str:
-    """Emulation on one thread, which never panicked a guest; KVM by ORGANISM_VM_ACCEL=kvm (a device node alone proves nothing)."""
+    """Emulation on one thread, which never panicked a guest. (A node /dev/kvm alone proves nothing.)"""
     if os.environ.get("ORGANISM_VM_ACCEL"):
         return os.environ["ORGANISM_VM_ACCEL"]
     return "tcg,thread=single"
@@ -113,30 +117,24 @@ class Machine:
         disk = work / "run.qcow2"
         disk.unlink(missing_ok=True)
         quiet(["qemu-img", "create", "-q", "-f", "qcow2", "-b", work / f"{suite}.img", "-F", "raw", disk])
-        self.process = subprocess.Popen(
-            [
-                "qemu-system-x86_64",
-                "-name",
-                "fresh",
-                "-machine",
-                "q35",
-                "-accel",
-                accelerator(),
-                "-cpu",
-                "Skylake-Client",
-            ]
-            + ["-smp", "2", "-m", memory, "-nodefaults", "-display", "none", "-monitor", "none"]
-            + ["-kernel", str(work / f"vmlinuz-{suite}"), "-append"]
-            + ["root=/dev/nvme0n1 rw console=ttyS0 apparmor=0 mitigations=off tsc=reliable"]
-            + ["-drive", f"if=none,id=d0,file={disk},format=qcow2,cache=unsafe,discard=unmap"]
-            + ["-device", "nvme,drive=d0,serial=fresh", "-device", "virtio-rng-pci"]
-            + ["-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self.port}-:22", "-device", "virtio-net-pci,netdev=n0"]
-            + ["-serial", f"file:{work / 'serial.log'}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(work / "qemu.log").open("wb"),
-            start_new_session=True,
-        )
+        command = f"qemu-system-x86_64 -name fresh -machine q35 -accel {accelerator()} -cpu Skylake-Client -smp 2"
+        command += f" -m {memory} -nodefaults -display none -monitor none -device nvme,drive=d0,serial=fresh"
+        command += " -device virtio-rng-pci -device virtio-net-pci,netdev=n0"
+        kernel = "root=/dev/nvme0n1 rw console=ttyS0 apparmor=0 mitigations=off tsc=reliable"
+        with (work / "qemu.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *command.split(),
+                    *("-kernel", str(work / f"vmlinuz-{suite}"), "-append", kernel),
+                    *("-drive", f"if=none,id=d0,file={disk},format=qcow2,cache=unsafe,discard=unmap"),
+                    *("-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self.port}-:22"),
+                    *("-serial", f"file:{work / 'serial.log'}"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def ssh(self, *command: str) -> list[str]:
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The version; the wheelhouse builder appends `+src.<hash of the sources>` so that changed sources are another version."""
+"""The version; the wheelhouse appends `+src.<hash of the sources>`, so that changed sources are another version."""
 
 from __future__ import annotations
 
