@@ -3,8 +3,8 @@
 """Trees of sysfs and procfs in the shape in which the kernel has them, with the cards that a test wants.
 
 Shape and numbers follow the reference rig (RX 580: 1002:67df, 8 GiB, no unique_id, power1_average), newer AMD cards
-(unique_id, power1_input), and NVIDIA's /proc/driver/nvidia. Written by this file, not recorded: what is in a tree is what
-the call says.
+(unique_id, power1_input), and NVIDIA's /proc/driver/nvidia. Written by this file, not recorded: what is in a tree is
+what the call says.
 """
 
 from __future__ import annotations

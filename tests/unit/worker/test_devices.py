@@ -91,7 +91,7 @@ def test_a_card_that_has_left_the_bus_is_an_error_and_not_idle(tmp_path: Path) -
     gpu = sysfs(tmp_path, [rx580("0000:03:00.0", 128)], "0000:03:00.0")
     assert gpu.readings().temp_c == 54
     (tmp_path / "sys/bus/pci/devices").rename(tmp_path / "gone")
-    with pytest.raises(DeviceError, match="0000:03:00.0 has left the bus"):
+    with pytest.raises(DeviceError, match=r"0000:03:00\.0 has left the bus"):
         gpu.readings()
 
 
@@ -209,7 +209,7 @@ def test_the_map_leads_to_the_device(tmp_path: Path) -> None:
     assert open_device(root, MAP, "gpu1").device.address == "0000:07:00.0"
     assert open_device(root, MAP, "gpu2").device.vram_mb == 4096
     assert open_device(root, MAP, "gpu3", FakeNvml).device.backend == "nvml"
-    with pytest.raises(DeviceError, match="gpu4 is RX 580 at 0000:09:00.0, but no such card is there now"):
+    with pytest.raises(DeviceError, match=r"gpu4 is RX 580 at 0000:09:00\.0, but no such card is there now"):
         open_device(root, MAP, "gpu4")
     with pytest.raises(DeviceError, match="the map has no GPU gpu5"):
         open_device(root, MAP, "gpu5")

@@ -60,14 +60,14 @@ def test_a_file_for_another_gpu_and_a_bad_id_are_refused(tmp_path: Path) -> None
     write(tmp_path, "/etc/organism/gpu-worker.conf", "GPU_ID=gpu7\n")
     with pytest.raises(SettingsError, match="GPU_ID=gpu7, but this worker was started for gpu0"):
         load_settings(Root(tmp_path), "gpu0")
-    with pytest.raises(ValueError, match="must match"):
+    with pytest.raises(ValueError, match=r"must match"):
         load_settings(Root(tmp_path), "gpu.0")
 
 
 def test_cpu_lists() -> None:
     assert parse_cpulist("0-2,5") == [0, 1, 2, 5]
     for bad in ("", "a", "3-1", "1,,2", "-1", "0-", "1 2"):
-        with pytest.raises(ValueError, match="CPU list|backward"):
+        with pytest.raises(ValueError, match=r"CPU list|backward"):
             parse_cpulist(bad)
 
 

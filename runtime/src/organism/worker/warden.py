@@ -101,7 +101,8 @@ class Warden:
     def obey(self) -> bool:
         """One message of the worker; False when there is no worker any more."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.link, 4096, 3)
+            # close-on-exec, or a job would hold second copies of its own output
+            data, descriptors, _, _ = socket.recv_fds(self.link, 4096, 3, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return False
         if not data:
