@@ -101,12 +101,14 @@ class Warden:
     def obey(self) -> bool:
         """One message of the worker; False when there is no worker any more."""
         try:
-            # close-on-exec, or a job would hold second copies of its own output
-            data, descriptors, _, _ = socket.recv_fds(self.link, 4096, 3, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors, _, _ = socket.recv_fds(self.link, 4096, 3)
         except ConnectionResetError:
             return False
         if not data:
             return False
+        for descriptor in descriptors:
+            # or a job would hold second copies of its own output (recv_fds of Python 3.11 to 3.13 ignores its flags)
+            os.set_inheritable(descriptor, False)
         request = json.loads(data)
         if request["op"] == "start":
             self.start(*descriptors)
