@@ -133,9 +133,7 @@ class Command:
             else:
                 unwanted.append(path)
         files = {**dict.fromkeys(unwanted), **wanted}
-        plan = _gpu_worker.plan(
-            _gpu_worker.Facts(read_files(self.root, files), {}, None, systemd=False), files, ()
-        )
+        plan = _gpu_worker.plan(_gpu_worker.Facts(read_files(self.root, files), {}, None, systemd=False), files, ())
         # also without a difference: a person may have edited the unit or the map before calling
         plan.reload = True
         _gpu_worker.apply(plan, self.root, self.systemctl)
