@@ -326,6 +326,9 @@ class Conductor:
                 del gpu.orders[ref]
                 self.release(gpu.id, ref)
                 self.lose(gpu, [order], f"the worker of {gpu.id} started anew or died while it was given the job")
+            elif order.running:
+                # the heartbeat of a quick worker came before the server's answer to the dispatch
+                self.feed.event(job.running_event(self.clock.now()))
         self._then_after(job)
 
     def release(self, gpu_id: str, ref: TaskRef, *, stop: bool = False) -> None:

@@ -39,6 +39,27 @@ FENCE_AGE = 7 * 86_400.0
 """Seconds; results are kept for 30 days by default, and a fence that ages out with them fences nobody."""
 
 
+def next_record(pending: list[int], settled: int, upto: int) -> tuple[list[int], int]:
+    """The submissions of the next retire record and its ``results_upto``.
+
+    ``settled``: results up to here are known. That may be said only when every job that they end is in a record.
+    """
+    batch = pending[:RECORD]
+    return batch, (max(settled, upto) if len(batch) == len(pending) else upto)
+
+
+def prefix_end(last_seq: int, recorded: int, first_needed: int | None, taken_in: int, *, unread: bool) -> int:
+    """Messages of ORG_WQ below this sequence are needed by nobody.
+
+    ``recorded`` is the newest retire record, which a replay needs; ``taken_in`` the last submission that was read, and
+    ``unread`` whether there may be others behind it.
+    """
+    end = min(last_seq + 1, recorded)
+    if first_needed is not None:
+        end = min(end, first_needed)
+    return min(end, taken_in + 1) if unread else end
+
+
 class Janitor:
     """One task that works when there is something to do."""
 
@@ -112,11 +133,8 @@ class Janitor:
     async def _record(self) -> bool:
         """Write down up to a thousand; False when the stream is full."""
         conductor = self.conductor
-        batch = self._pending[:RECORD]
-        if len(batch) == len(self._pending):
-            # every job whose result lies below is retired with this record at the latest
-            self._results_upto = conductor.results.settled
-        upto = self._results_upto
+        batch, upto = next_record(self._pending, conductor.results.settled, self._results_upto)
+        self._results_upto = upto
         journal = Journal(ts=conductor.clock.stamp(), kind="retire", retired=batch, results_upto=upto)
         self._records += 1
         subject = _bus.journal_subject(conductor.site.shard)
@@ -135,12 +153,11 @@ class Janitor:
         conductor = self.conductor
         js, shard = conductor.js, conductor.site.shard
         state = (await js.info(_bus.STREAM_WQ))["state"]
-        upto = min(int(state["last_seq"]) + 1, self._recorded or self._purged)
-        needed = conductor.ledger.first_needed()
-        if needed is not None:
-            upto = min(upto, needed)
+        last, needed = int(state["last_seq"]), conductor.ledger.first_needed()
+        recorded = self._recorded or self._purged
+        upto = prefix_end(last, recorded, needed, self.taken_in, unread=False)
         if upto > self.taken_in + 1 and await self._unread(shard):
-            upto = self.taken_in + 1
+            upto = prefix_end(last, recorded, needed, self.taken_in, unread=True)
         if upto - max(int(state["first_seq"]), self._purged) < (1 if self._full else PREFIX):
             return
         if await self._shared(shard):

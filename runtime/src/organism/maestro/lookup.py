@@ -57,13 +57,18 @@ async def _ask(js: JetStream, stream: str, subjects: list[str], timeout: float) 
             else:
                 over.set_exception(BusError(f"{stream}: {status} {headers.get('Description', '')}".strip()))
 
+    def reconnected() -> None:
+        if not over.done():
+            over.set_exception(Unavailable(f"{stream}: the connection was lost before the answer came"))
+
     inbox = f"{js.nc.inbox}.many.{secrets.token_hex(8)}"
     subscription = await js.nc.listen(inbox, receive)
     try:
         body = json.dumps({"multi_last": subjects}).encode()
         await js.nc.say(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
-        async with asyncio.timeout(timeout):
-            await over
+        with js.nc.on_reconnect(reconnected):
+            async with asyncio.timeout(timeout):
+                await over
     except TimeoutError:
         raise Unavailable(f"{stream}: no answer within {timeout:g} s") from None
     finally:

@@ -46,6 +46,9 @@ class Projections:
         self._events: deque[tuple[StateEvent, bytes]] = deque()
         self._latest: dict[str, bytes] = {}
         self._sent: deque[tuple[StateEvent, bytes]] = deque(maxlen=REMEMBERED)
+        self._interrupted = False
+        self._again = 0
+        """Events of the queue that were sent before."""
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
@@ -79,12 +82,17 @@ class Projections:
 
     def again(self) -> None:
         """The connection was lost and is back: the server may have been killed with unwritten events."""
+        self._interrupted = True
+        self._touch()
+
+    def _put_back(self) -> None:
+        """Send again what was sent last, in front of what waits."""
+        self._interrupted = False
+        self._again = len(self._sent)
         self._events.extendleft(reversed(self._sent))
         self._sent.clear()
         for event, data in self._events:  # in order, so that the last one of each job stays
             self._latest[event.task_id] = data
-        if self._events:
-            self._touch()
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -92,10 +100,13 @@ class Projections:
         await self._heal_all(histories)
         rounds = 0
         while True:
+            if self._interrupted:
+                self._put_back()
             if not self._events and not self._latest:
                 self._written.set()
                 self._wake.clear()
                 await self._wake.wait()
+                continue
             events = [self._events.popleft() for _ in range(min(GROUP, len(self._events)))]
             await self._group(
                 _bus.STREAM_EVENTS,
@@ -110,6 +121,29 @@ class Projections:
             if len(self._events) < GROUP or rounds % 8 == 0:
                 keys = list(islice(self._latest, GROUP))
                 await self._group(_KV, [Outgoing(_kv_subject(key), self._latest.pop(key)) for key in keys])
+            if self._again > 0:
+                self._again -= len(events)
+                if self._again <= 0:
+                    await self._mend_order()
+
+    async def _mend_order(self) -> None:
+        """What the server had lost was stored behind younger events: let each job's newest be its last again."""
+        newest = {event.task_id: (event, data) for event, data in self._sent}
+        subjects = {_bus.state_subject(task_id): task_id for task_id in newest}
+        try:
+            stored = await self._stored(_bus.STREAM_EVENTS, subjects)
+        except BusError as problem:
+            log.info("%s: %s; the order of events is looked at again", _bus.STREAM_EVENTS, problem)
+            self._interrupted = True
+            await asyncio.sleep(RETRY)  # see _group
+            return
+        wrong = [(event, data) for task_id, (event, data) in newest.items() if stored.get(task_id) != event.n]
+        for at in range(0, len(wrong), GROUP):
+            group = [
+                Outgoing(_bus.state_subject(event.task_id), data, f"{event.task_id}:{event.n}:again")
+                for event, data in wrong[at : at + GROUP]
+            ]
+            await self._group(_bus.STREAM_EVENTS, group)
 
     async def _group(self, stream: str, group: Sequence[Outgoing]) -> None:
         """Write a group in order; one answer, the last one's, stands for all of them."""

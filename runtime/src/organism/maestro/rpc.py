@@ -299,6 +299,7 @@ class Rpc:
     async def info(self, _user: str, _request: InfoRequest) -> InfoReply:
         conductor = self.conductor
         site = conductor.site
+        server = conductor.nc.connected_server_version
         names = (_bus.STREAM_WQ, _bus.STREAM_RESULTS, _bus.STREAM_EVENTS, _bus.STREAM_DLQ)
         return InfoReply(
             version=site.version,
@@ -308,7 +309,7 @@ class Rpc:
             default_timeout=site.settings.number("DEFAULT_TIMEOUT_SEC"),
             max_retries=site.settings.integer("MAX_RETRIES"),
             operators=sorted(site.policy.operators),
-            server_version=str(conductor.nc.connected_server_version),
+            server_version=f"{server.major}.{server.minor}.{server.patch}",
             streams={name: await self._stream(name) for name in names},
         )
 

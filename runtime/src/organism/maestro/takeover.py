@@ -8,6 +8,7 @@ import json
 import logging
 import secrets
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +21,7 @@ from organism.core import _bus
 from organism.maestro import intake
 from organism.maestro.commit import Fenced
 from organism.maestro.intake import Submission
-from organism.maestro.ledger import Conflict, Ledger, RunRecord
+from organism.maestro.ledger import Conflict, Job, Ledger, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -155,11 +156,30 @@ async def _results(js: JetStream, fences: Fences, left: Inheritance) -> None:
         async for batch in tail:
             for message in batch:
                 if message.subject.startswith("gpu.task.result."):
-                    _result(left, message)
+                    apply_result(left, message)
             if tail.next_seq > fences.results[0]:
                 break
     finally:
         await tail.close()
+
+
+Known = Literal["ended", "repeated", "conflict"]
+
+
+def known(job: Job, result: Result | None) -> Known | None:
+    """What a result under the id of an unfinished job says about it; None when it is to go on.
+
+    ``ended``: the result is its own. ``repeated``: the submission repeats one that has ended. ``conflict``: its id is
+    that of an earlier job with another content. A job that was started is never one of the latter two: who started it
+    had looked.
+    """
+    if result is None:
+        return None
+    if result.enq_seq == job.seq:
+        return "ended"
+    if job.attempt:
+        return None
+    return "repeated" if result.digest == job.digest else "conflict"
 
 
 def readable(message: Stored) -> Result | None:
@@ -171,7 +191,8 @@ def readable(message: Stored) -> Result | None:
         return None
 
 
-def _result(left: Inheritance, message: Stored) -> None:
+def apply_result(left: Inheritance, message: Stored) -> None:
+    """One message of ORG_RESULTS."""
     result = readable(message)
     if result is None:
         return

@@ -124,21 +124,17 @@ class Term:
     async def _check(self, conductor: Conductor, listeners: Listeners) -> None:
         """Jobs that no conductor has started yet are looked at as if they had just come in."""
         ledger, site = conductor.ledger, self.site
-        known = await listeners.known_results([job.task_id for job in ledger.jobs.values()])
+        found = await listeners.known_results([job.task_id for job in ledger.jobs.values()])
         taken = 0
         for job in list(ledger.jobs.values()):
-            result = known.get(job.task_id)
-            if result is not None and result.enq_seq != job.seq and job.attempt == 0:
-                if result.digest == job.digest:
-                    self._forget(conductor, job)
-                    conductor.janitor.retire(job.seq)
-                else:
-                    why = f"id {job.task_id} is that of a finished job with another content; choose another id"
-                    await self._refuse(conductor, listeners, job, why, leave_result=False)
-                continue
-            if result is not None and result.enq_seq == job.seq:
+            verdict = takeover.known(job, found.get(job.task_id))
+            if verdict == "conflict":
+                why = f"id {job.task_id} is that of a finished job with another content; choose another id"
+                await self._refuse(conductor, listeners, job, why, leave_result=False)
+            elif verdict is not None:
                 self._forget(conductor, job)
                 conductor.janitor.retire(job.seq, *job.records)
+            if verdict is not None:
                 continue
             taken += 1
             if job.attempt == 0:
