@@ -114,7 +114,8 @@ class Worker:
         held = await asyncio.to_thread(self._runner.store.held_order)
         if held.startswith(f"$JS.ACK.{_bus.STREAM_WQ}.{_bus.run_consumer(self.state.gpu)}."):
             try:
-                await self._bus.ask(held, b"+ACK", timeout=5.0)
+                # said and not asked: the server does not answer when there was nothing left to acknowledge
+                await self._bus.say(held, b"+ACK")
             except BusError as error:
                 log.warning("an earlier worker's order is not released; the next may take a minute: %s", error)
 
