@@ -24,7 +24,7 @@ def test_without_a_bus_everything_ends_with_3(pool: Pool) -> None:
         done = pool.run("--json", "--patience", "1", *words)
         assert (done.code, done.json["ok"], done.json["error"]["code"]) == (3, False, "bus_unreachable"), words
         assert "systemctl status nats-server" in done.json["error"]["message"]
-    report = pool.run("--json", program="validate")
+    report = pool.run("--json", "--patience", "1", program="validate")
     assert report.code == 1
     assert [(check["check"], check["ok"]) for check in report.json["checks"]] == [("bus", False)]
 
@@ -37,7 +37,7 @@ def test_a_job_accepted_without_conductor_and_worker_is_done_when_they_come(pool
     asked = pool.run("--json", "--patience", "0.5", "status", task_id)
     assert (asked.code, asked.json["error"]["code"]) == (3, "conductor_unreachable")
     assert "safe on the bus" in asked.json["error"]["message"]
-    report = pool.run("--json", program="validate", user="olga").json
+    report = pool.run("--json", "--patience", "0.5", program="validate", user="olga").json
     verdicts = {check["check"]: check["ok"] for check in report["checks"]}
     assert (report["ok"], verdicts["bus"], verdicts["conductor"], verdicts["gpu.job"]) == (False, True, False, None)
     pool.conductor.start()

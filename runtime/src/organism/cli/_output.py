@@ -154,7 +154,7 @@ class Output:
                 await asyncio.sleep(1.0 if live else TELL_EVERY)
                 line = f"{clean(text())} ({time.monotonic() - started:.0f} s)"
                 if live:
-                    width = os.get_terminal_size(self.stderr.fileno()).columns
+                    width = os.get_terminal_size(self.stderr.fileno()).columns or 80
                     print(f"\r\x1b[K{line[: width - 1]}", end="", file=self.stderr, flush=True)
                 elif not self.as_json:
                     self.note(line)

@@ -77,7 +77,8 @@ async def top(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Outp
 
     with Live(console=Console(file=output.stdout), auto_refresh=False, screen=True) as live:
         while True:
-            live.update(Text.from_ansi("\n".join([*top_lines(output, reply), "", "Ctrl-C ends"])), refresh=True)
+            shown = "\n".join([*top_lines(output, reply), "", "Ctrl-C ends"])
+            live.update(Text.from_ansi(shown, no_wrap=True, overflow="ellipsis"), refresh=True)
             await asyncio.sleep(arguments.interval)
             try:
                 reply = await maestro.top()

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.fail(PROGRAM, error.code, str(error))
         return exit_code(error)
     except KeyboardInterrupt:
+        if arguments.operation == "top":
+            return EXIT_OK  # that is how one leaves it
         output.fail(PROGRAM, "interrupted", _interrupted(arguments))
         return EXIT_INTERRUPTED
     except BrokenPipeError:

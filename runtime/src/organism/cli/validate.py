@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from organism._version import VERSION
 from organism.cli._checks import Report
 from organism.cli._output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Output
-from organism.cli._parser import Parser, positive
+from organism.cli._parser import Parser, not_negative, positive
 from organism.cli._validation import Validation
 from organism.client import AsyncMaestro, MaestroError
 from organism.core import _bus
@@ -55,6 +55,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--context", metavar="FILE", help="read this client.toml alone")
+    parser.add_argument(
+        "--patience",
+        metavar="S",
+        type=not_negative,
+        default=10.0,
+        help="seconds to wait for a bus or conductor that is away (default 10)",
+    )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     return parser
 
@@ -82,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _validate(arguments: argparse.Namespace, report: Report) -> None:
-    async with AsyncMaestro(context=arguments.context) as maestro:
+    async with AsyncMaestro(context=arguments.context, patience=arguments.patience) as maestro:
         await Validation(maestro, report, limit=arguments.job_limit, gpus=arguments.gpus).run()
 
 
