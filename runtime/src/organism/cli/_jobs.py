@@ -14,6 +14,7 @@ from typing import Any
 from organism.bus import messages, rpc_types
 from organism.cli._output import EXIT_FAILED, EXIT_OK, Output, exit_code, plain, shorten, stamp
 from organism.client import AsyncMaestro, InvalidJobError, MaestroError, Result, WaitTimeoutError
+from organism.client._aio import Stream
 from organism.client._ids import new_task_id
 
 # ---- submit ----------------------------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ async def listing(maestro: AsyncMaestro, arguments: argparse.Namespace, output: 
 
 
 async def logs(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Output) -> int:
-    stream = "stderr" if arguments.stderr else "stdout"
+    stream: Stream = "stderr" if arguments.stderr else "stdout"
     attempt, state, pieces = 0, "", []
     async for chunk in maestro.logs(arguments.task_id, stream=stream, follow=arguments.follow):
         if attempt and chunk.attempt != attempt and not output.as_json:
