@@ -141,6 +141,22 @@ def test_small_groups_are_singles_and_large_ones_batches_with_the_right_sequence
     assert desk.writer.settled == 11
 
 
+def test_what_is_a_large_group_is_measured() -> None:
+    fast_disk, slow_disk = commit.Pace(), commit.Pace()
+    assert fast_disk.batched(5)  # nothing is known: find out
+    for pace, single in ((fast_disk, 0.0001), (slow_disk, 0.001)):
+        pace.took(5, 0.0045, batched=True)
+        assert not pace.batched(5)  # the other one is not known yet
+        pace.took(3, 3 * single, batched=False)
+        assert not pace.batched(4)
+        assert pace.batched(64)
+    assert not fast_disk.batched(40)
+    assert slow_disk.batched(5)
+    for _ in range(100):
+        slow_disk.took(10, 0.0001 * 10, batched=False)  # it got faster
+    assert not slow_disk.batched(20)
+
+
 def test_what_comes_while_a_group_is_on_its_way_goes_together() -> None:
     async def main() -> None:
         stream = Stream()

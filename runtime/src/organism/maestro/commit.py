@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Group commit: while one group of messages is on its way to disk the next one gathers.
 
-A single publish costs one fsync and an atomic batch of any size four (nats-server 2.15.1, ``sync_interval: always``),
-so small groups go as pipelined singles and larger ones as batches. Every write carries the fence: the server refuses it
-when another conductor has taken over. What became of a message is always found out: nothing is given up while it may
-be stored.
+A single publish costs one fsync; an atomic batch of any size four, and about a millisecond of the server's time, which
+makes a small store on disk for each (nats-server 2.15.1, ``sync_interval: always``). So small groups go as pipelined
+singles and large ones as batches; what is small is measured, since it depends on the disk. Every write carries the
+fence: the server refuses it when another conductor has taken over. What became of a message is always found out:
+nothing is given up while it may be stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from organism.bus.jetstream import MAX_BATCH, Expect, JetStream, Outgoing
 log = logging.getLogger(__name__)
 
 SINGLES = 4
-"""Groups up to this size are cheaper as single publishes."""
+"""Groups up to this size are always cheaper as single publishes."""
+BATCHES = 64
+"""Groups from this size on are always cheaper as a batch."""
 GROUP_BYTES = 8 * 1024 * 1024
 """Payload of a group; one message may be larger."""
 RETRY = 0.2
@@ -41,6 +45,40 @@ Outcome = int | BusError | Fenced
 class _Write:
     message: Outgoing
     done: Callable[[Outcome], None]
+    told: bool = False
+
+    def tell(self, outcome: Outcome) -> None:
+        """Once: a group that is cut off in the middle is told of in parts."""
+        if not self.told:
+            self.told = True
+            self.done(outcome)
+
+
+class Pace:
+    """Running means of what a single publish and a batch take, in seconds; what is not known yet is found out."""
+
+    WEIGHT = 0.1
+
+    def __init__(self) -> None:
+        self.single: float | None = None
+        self.batch: float | None = None
+
+    def batched(self, size: int) -> bool:
+        """Whether a group of this size should go as a batch."""
+        if size <= SINGLES or size >= BATCHES:
+            return size >= BATCHES
+        if self.single is None or self.batch is None:
+            return self.batch is None
+        return size * self.single > self.batch
+
+    def took(self, size: int, seconds: float, *, batched: bool) -> None:
+        if batched:
+            self.batch = self._mean(self.batch, seconds)
+        else:
+            self.single = self._mean(self.single, seconds / size)
+
+    def _mean(self, old: float | None, new: float) -> float:
+        return new if old is None else old + self.WEIGHT * (new - old)
 
 
 class Writer:
@@ -50,6 +88,7 @@ class Writer:
         self.js = js
         self.name = name
         self.fence = fence
+        self.pace = Pace()
         self.settled = 0
         """All groups that touched sequences up to here are completely known."""
         self._on_fenced = on_fenced
@@ -124,7 +163,7 @@ class Writer:
 
     def _refuse_all(self) -> None:
         while self._queue:
-            self._queue.popleft().done(Fenced("not leading"))
+            self._queue.popleft().tell(Fenced("not leading"))
         self._idle.set()
 
     def _lost(self, why: str) -> None:
@@ -146,7 +185,7 @@ class Writer:
                     await self._commit(group)
                 except asyncio.CancelledError:
                     for write in group:
-                        write.done(Fenced("stopping; the message may be stored"))
+                        write.tell(Fenced("stopping; the message may be stored"))
                     raise
         self._refuse_all()
 
@@ -161,8 +200,10 @@ class Writer:
         return group
 
     async def _commit(self, group: list[_Write]) -> None:
-        if len(group) <= SINGLES:
+        started = time.monotonic()
+        if not self.pace.batched(len(group)):
             await self._singles(group)
+            self.pace.took(len(group), time.monotonic() - started, batched=False)
             return
         messages = [write.message for write in group]
         first = messages[0]
@@ -179,7 +220,7 @@ class Writer:
                 return
             except StreamFull as problem:
                 for write in group:
-                    write.done(problem)
+                    write.tell(problem)
                 return
             except (DuplicateInBatch, SubjectFull):
                 await self._singles(group)  # one of them is known: only the server can say which
@@ -189,26 +230,27 @@ class Writer:
                 await self._singles(group)
                 return
             break
+        self.pace.took(len(group), time.monotonic() - started, batched=True)
         self.settled = max(self.settled, ack.seq)
         start = ack.seq - len(group) + 1
         for offset, write in enumerate(group):
-            write.done(start + offset)
+            write.tell(start + offset)
 
     async def _singles(self, group: list[_Write]) -> None:
         for at in range(0, len(group), 100):
             part = group[at : at + 100]
             if self._closed:
                 for write in part:
-                    write.done(Fenced("not leading"))
+                    write.tell(Fenced("not leading"))
                 continue
             outcomes = await asyncio.gather(*(self._single(write.message) for write in part))
             self.settled = max([self.settled, *(outcome for outcome in outcomes if isinstance(outcome, int))])
             for write, outcome in zip(part, outcomes, strict=True):
                 if isinstance(outcome, WrongLastSequence):
                     self._lost(str(outcome))
-                    write.done(Fenced(str(outcome)))
+                    write.tell(Fenced(str(outcome)))
                 else:
-                    write.done(outcome)
+                    write.tell(outcome)
 
     async def _single(self, message: Outgoing) -> int | BusError:
         while True:
@@ -227,4 +269,4 @@ class Writer:
     def _fail(self, group: list[_Write], why: str) -> None:
         self._lost(why)
         for write in group:
-            write.done(Fenced(why))
+            write.tell(Fenced(why))

@@ -127,13 +127,14 @@ class Listeners:
     async def known_results(self, task_ids: list[str]) -> dict[str, Result]:
         """The results that some ids have already."""
         subjects = {_bus.result_subject(task_id): task_id for task_id in task_ids}
-        while True:
+        while subjects:
             try:
                 found = await last_many(self.conductor.js, _bus.STREAM_RESULTS, subjects)
                 return {subjects[key]: result for key, one in found.items() if (result := readable(one)) is not None}
             except Unavailable as problem:
-                log.info("intake: %s; asking again", problem)
+                log.info("known results: %s; asking again", problem)
                 await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
+        return {}
 
     async def _admit(self, submission: Submission, result: Result | None) -> None:
         conductor = self.conductor

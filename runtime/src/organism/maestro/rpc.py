@@ -206,12 +206,15 @@ class Rpc:
     async def _look(self, user: str, ids: list[str], *, brief: bool) -> WaitReply:
         reply = WaitReply(results={}, pending=[], unknown=[])
         size = 0
+        known = self.conductor.archive.whole
+        ended = [one for one in ids if one not in self.conductor.ledger.by_id]
+        stored = await self.listeners.known_results([one for one in ended if known(one) is None])
         for task_id in ids:
             if self._live(user, task_id) is not None or size > ANSWER_LIMIT:
                 reply.pending.append(task_id)
                 continue
-            result = await self._result(user, task_id)
-            if result is None:
+            result = known(task_id) or stored.get(task_id)
+            if result is None or not self._may(user, result.user):
                 reply.unknown.append(task_id)
                 continue
             if brief:
