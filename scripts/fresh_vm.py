@@ -31,6 +31,8 @@ PACKAGES = (
     "iproute2,procps,kmod,linux-image-cloud-amd64"
 )
 BOOT_SECONDS = 240
+BOOTS = 4
+"""An emulated kernel dies at boot now and then: that ends the machine (panic=-1, -no-reboot); it is started again."""
 NETWORK = "[Match]\nType=ether\nName=!organism* !org* !vb-*\n[Network]\nDHCP=ipv4\n"
 
 
@@ -119,8 +121,8 @@ class Machine:
         quiet(["qemu-img", "create", "-q", "-f", "qcow2", "-b", work / f"{suite}.img", "-F", "raw", disk])
         command = f"qemu-system-x86_64 -name fresh -machine q35 -accel {accelerator()} -cpu Skylake-Client -smp 2"
         command += f" -m {memory} -nodefaults -display none -monitor none -device nvme,drive=d0,serial=fresh"
-        command += " -device virtio-rng-pci -device virtio-net-pci,netdev=n0"
-        kernel = "root=/dev/nvme0n1 rw console=ttyS0 apparmor=0 mitigations=off tsc=reliable"
+        command += " -device virtio-rng-pci -device virtio-net-pci,netdev=n0 -no-reboot"
+        kernel = "root=/dev/nvme0n1 rw console=ttyS0 apparmor=0 mitigations=off tsc=reliable panic=-1"
         with (work / "qemu.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
@@ -162,6 +164,25 @@ class Machine:
             self.process.wait(30)
 
 
+def boot(work: Path, suite: str, memory: str) -> Machine:
+    for attempt in range(1, BOOTS + 1):
+        say(f"booting (attempt {attempt} of {BOOTS})")
+        machine = Machine(work, suite, memory)
+        try:
+            machine.wait()
+        except Trouble as error:
+            machine.stop()
+            if attempt == BOOTS:
+                raise
+            say(str(error))
+        except BaseException:
+            machine.stop()
+            raise
+        else:
+            return machine
+    raise Trouble("no boot was tried")
+
+
 def send_clone(machine: Machine) -> None:
     """A clean clone: only what is committed."""
     archive = subprocess.run(["git", "-C", REPOSITORY, "archive", "HEAD"], capture_output=True, check=True).stdout
@@ -183,9 +204,7 @@ def main() -> int:
     machine = None
     try:
         build(arguments.work, arguments.suite)
-        say("booting")
-        machine = Machine(arguments.work, arguments.suite, arguments.memory)
-        machine.wait()
+        machine = boot(arguments.work, arguments.suite, arguments.memory)
         say(f"up; copying a clean clone, then: {' '.join(command)}")
         send_clone(machine)
         started = time.monotonic()
