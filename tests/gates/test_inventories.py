@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,18 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 from ansible.vars.manager import VariableManager
 
+from organism.core import _maestro_settings, _worker_settings
+from organism.core._keyvalue import SettingsError
 from organism.core._levels import LEVELS
 
 REPO = Path(__file__).resolve().parents[2]
 INVENTORIES = sorted(path for path in (REPO / "inventories").iterdir() if path.is_dir())
 PLAYBOOKS = sorted((REPO / "playbooks").glob("*.yml"))
+# settings that a role hands on as they are: the daemon's own schema knows them
+SCHEMAS: dict[str, Callable[[Any], object]] = {
+    "maestro_settings": _maestro_settings.coerce,
+    "gpu_worker_settings": _worker_settings.SCHEMA.coerce,
+}
 GROUPS = {"pve", "cortex", "gpu_pool", "bus", "conductor"}
 
 inventories = pytest.mark.parametrize("inventory", INVENTORIES, ids=lambda path: path.name)
@@ -95,6 +103,11 @@ def problems(inventory: Path) -> list[str]:
             spec = {**roles[role][name], "required": False}
             refused = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
             found += [f"{host}: {name}: {message}" for message in refused]
+            if name in SCHEMAS and not refused:
+                try:
+                    SCHEMAS[name](value)
+                except SettingsError as error:
+                    found += [f"{host}: {name}: {problem}" for problem in error.problems]
     return found
 
 
@@ -118,10 +131,12 @@ def test_roles_accept_its_variables(inventory: Path) -> None:
 
 def test_a_misspelt_and_a_mistyped_variable_are_found(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(
-        "all: {hosts: {a: {baseline_packges: [x], baseline_min_free_mib: a, organism_of_nobody: 1, runtime_keep: 3}}}"
+        "all: {hosts: {a: {baseline_packges: [x], baseline_min_free_mib: a, organism_of_nobody: 1, runtime_keep: 3,"
+        " maestro_settings: {MAX_TEMPC: 1}}}}"
     )
     told = problems(tmp_path)
-    assert len(told) == 3
+    assert len(told) == 4
+    assert any("did you mean MAX_TEMP_C" in line for line in told)
     assert "a: role baseline has no variable baseline_packges" in told
     assert "a: no role or playbook reads organism_of_nobody" in told
     assert any("baseline_min_free_mib" in line and "int" in line for line in told)
