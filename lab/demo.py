@@ -209,6 +209,8 @@ class Batch:
 def _tell_accounts(accounts: list[Account]) -> int:
     """Print one line a job; gives the number of those that are wrong."""
     table = Table("job", "task", "expected", "got", "GPU", "attempts", "", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for account in accounts:
         verdict = "[red]" + escape("; ".join(account.problems)) + "[/]" if account.problems else "[green]ok[/]"
         table.add_row(
@@ -227,14 +229,12 @@ def _validate(remote: Remote) -> int:
 
 
 def _tell_next(where: Settings, conductor: Node) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
     for command, meaning in (
         (f"./run lab ssh {conductor.name} maestroctl top", "the pool, live"),
-        (f"./run lab ssh {conductor.name} maestroctl submit -- echo hello", "a job of your own"),
+        (f"./run lab ssh {conductor.name} maestroctl submit --wait -- uname -a", "a job of your own"),
         ("./run lab ssh pool1", "a root shell on the pool node"),
         ("./run lab play --tags level7", "a part of site.yml again"),
         (f"less {where.logs}/site.log", "what Ansible did"),
         ("./run clean", "remove everything the demo made"),
     ):
-        table.add_row(f"[bold]{escape(command)}[/]", meaning)
-    console.print(table)
+        console.print(f"  [bold]{escape(command)}[/]\n      {meaning}")

@@ -30,6 +30,7 @@ class Job:
     retries: int = 0
     timeout: float | None = None
     cancel: bool = False
+    victim: bool = False  # its worker is killed under it, so it has to run a second time
 
     def order(self) -> dict[str, object]:
         """The job as ``maestroctl submit --jsonl`` takes it."""
@@ -49,6 +50,10 @@ def _compute(number: int) -> Job:
     return Job(f"hash block {number}", ("sh", "-c", script), returncode=0, output=f"part-{number}", retries=3)
 
 
+# Long enough that its worker is surely killed in the middle of it.
+_SLOW = Job("loses its worker", ("sh", "-c", "sleep 6; echo survived"), output="survived", retries=3, victim=True)
+
+
 def batch() -> list[Job]:
     """Twenty-four jobs: eighteen succeed, four fail, one overruns, one is cancelled while it runs."""
     failing = ("sh", "-c", "echo cannot open the model >&2; exit 3")
@@ -57,7 +62,7 @@ def batch() -> list[Job]:
         Job("overruns 2 s", ("sleep", "70"), "failed", error="timeout", timeout=2),
     ]
     for number in range(1, 19):
-        jobs.append(_compute(number))
+        jobs.append(_SLOW if number == 9 else _compute(number))
         if number in (3, 7, 11, 15):
             jobs.append(Job("exits with 3", failing, "failed", returncode=3))
     return jobs
@@ -78,6 +83,8 @@ class Account:
 
 def _judge(job: Job, listed: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> list[str]:
     problems = []
+    if job.victim and listed and int(listed[-1].get("attempt") or 0) < 2:
+        problems.append("it ran once only, although its worker was killed")
     if len(listed) != 1:
         problems.append(f"listed {len(listed)} times")
     if len(results) != 1:
@@ -129,11 +136,9 @@ def counts(jobs: Mapping[str, Job], listed: Sequence[Mapping[str, Any]]) -> Coun
 
 
 def victim(jobs: Mapping[str, Job], listed: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """A (GPU, task id) whose worker may be killed now: it runs an ordinary job, and a quarter of the batch is done."""
-    if counts(jobs, listed)["done"] < len(jobs) // 4:
-        return None
+    """The (GPU, task id) whose worker may be killed now: it runs the job that is meant to lose its worker."""
     for record in listed:
         job = jobs.get(str(record.get("task_id")))
-        if job is not None and job.want == "done" and record.get("state") == "running" and record.get("gpu"):
+        if job is not None and job.victim and record.get("state") == "running" and record.get("gpu"):
             return str(record["gpu"]), str(record["task_id"])
     return None

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 
-# rich itself leaves colour out when the output is no terminal or NO_COLOR is set.
-console = Console(highlight=False, soft_wrap=True)
+# rich itself leaves colour out when the output is no terminal or NO_COLOR is set; a log gets lines of a useful width.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 132)
 _STARTED = time.monotonic()
 
 

@@ -83,13 +83,18 @@ def test_the_batch_is_what_the_story_says() -> None:
     assert sum(job.cancel for job in jobs) == 1
 
 
-def test_a_victim_runs_an_ordinary_job_and_comes_late() -> None:
+def test_the_victim_is_the_job_that_is_meant_to_lose_its_worker() -> None:
     jobs = {str(number): job for number, job in enumerate(batch())}
-    ordinary = [key for key, job in jobs.items() if job.want == "done"]
-    done = [{"task_id": key, "state": "done", "gpu": "gpu1"} for key in ordinary[:6]]
-    special = {"task_id": "0", "state": "running", "gpu": "gpu0"}
-    late = {"task_id": ordinary[7], "state": "running", "gpu": "gpu3"}
-    assert victim(jobs, [special, late]) is None
-    assert victim(jobs, [*done, special]) is None
-    assert victim(jobs, [*done, special, late]) == ("gpu3", ordinary[7])
-    assert counts(jobs, [*done, special])["unseen"] == 17
+    (chosen,) = (key for key, job in jobs.items() if job.victim)
+    other = {"task_id": "0", "state": "running", "gpu": "gpu0"}
+    waiting = {"task_id": chosen, "state": "scheduled", "gpu": "gpu3"}
+    assert victim(jobs, [other, waiting]) is None
+    assert victim(jobs, [other, {**waiting, "state": "running"}]) == ("gpu3", chosen)
+    assert counts(jobs, [other, waiting])["unseen"] == 22
+
+
+def test_a_victim_that_ran_only_once_was_never_killed() -> None:
+    job = Job("loses its worker", ("true",), victim=True)
+    for attempt, problems in ((1, ("it ran once only, although its worker was killed",)), (2, ())):
+        (account,) = audit({"a": job}, [{**listed()[0], "attempt": attempt}], results()[:1])
+        assert account.problems == problems
