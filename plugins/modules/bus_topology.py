@@ -155,7 +155,7 @@ def main() -> None:
         _ansible.refuse(module, "state absent destroys all jobs and results; set purge to true if that is meant")
     files = [params["command"], params["key_file"], params["ca_file"]]
     if module.check_mode and not all(pathlib.Path(file).exists() for file in files if file):
-        _ansible.finish(module, predicted(wanted, present), kept=[])
+        _ansible.finish(module, predicted(wanted, present), kept=[], header="bus")
     action = ("plan" if module.check_mode else "apply") if present else "absent"
     if module.check_mode:
         # a server that is itself to be started later in this run shall not hold up the prediction
@@ -164,7 +164,7 @@ def main() -> None:
         report = json.loads(run_command(arguments(params, action, module.check_mode), timeout=params["timeout"] + 120))
     except CommandError as error:
         if module.check_mode and "no bus server answered" in str(error):
-            _ansible.finish(module, predicted(wanted, present), kept=[])
+            _ansible.finish(module, predicted(wanted, present), kept=[], header="bus")
         _ansible.refuse(module, str(error))
     if report["refusals"]:
         _ansible.refuse(module, "\n".join(report["refusals"]))

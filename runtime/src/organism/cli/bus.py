@@ -16,7 +16,7 @@ from typing import Any
 from organism._version import VERSION
 from organism.bus import keys, topology
 from organism.bus.connection import BusClient, connect
-from organism.bus.errors import BusError, Unreachable
+from organism.bus.errors import BusError, Refused, Unreachable
 from organism.bus.jetstream import JetStream
 from organism.core import _bus, _bus_plan
 from organism.core._difference import Difference
@@ -153,6 +153,8 @@ async def _settled(js: JetStream, seconds: float) -> dict[str, Any]:
             while True:
                 try:
                     return await js.api("INFO", timeout=min(5.0, seconds))
+                except Refused:
+                    raise
                 except BusError as problem:
                     last = str(problem)
                 await asyncio.sleep(0.3)  # the server tells nobody when it has become ready
