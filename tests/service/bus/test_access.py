@@ -12,6 +12,7 @@ from pathlib import Path
 import nats
 import nats.errors
 import pytest
+from nats.aio.msg import Msg
 
 from organism.bus import connection, keys
 from organism.bus.connection import connect
@@ -87,10 +88,10 @@ def test_a_worker_answers_the_conductor_and_the_conductor_a_worker(bus: BusServe
         conductor = await bus.connected("conductor", "a")
         worker = await bus.connected("worker", "gpu0")
 
-        async def control(message: nats.aio.msg.Msg) -> None:
+        async def control(message: Msg) -> None:
             await message.respond(b"pong")
 
-        async def heartbeat(message: nats.aio.msg.Msg) -> None:
+        async def heartbeat(message: Msg) -> None:
             await message.respond(b"lease")
 
         await worker.subscribe(_bus.control_subject("gpu0"), cb=control)
