@@ -24,7 +24,7 @@ PATH_VARIABLE = "MAESTRO_CONF"
 LEASE_SHARE = 0.6
 """Part of HEARTBEAT_TTL_SEC that a worker's lease lasts; the rest is its time to stop a job before it is given away."""
 
-_SUBJECTS = "subjects and streams are fixed in the bus declaration (organism-bus show)"
+_SUBJECTS = "subjects and streams are fixed in the bus declaration (organism-bus streams)"
 RETIRED = {
     "SCHEDULE_TICK_SEC": "the scheduler acts on events and has no tick",
     "SUBMIT_SUBJECT": _SUBJECTS,

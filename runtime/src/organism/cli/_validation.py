@@ -103,7 +103,8 @@ class Validation:
             with self.report.check("stream", name) as found:
                 if stream.problem:
                     found.failed(
-                        stream.problem, "`organism-bus plan` shows the difference, `organism-bus apply` mends it"
+                        stream.problem,
+                        "`organism-bus topology plan` shows the difference, `organism-bus topology apply` mends it",
                     )
                 else:
                     found.passed(f"as declared; {stream.messages} messages, {_size(stream.bytes, stream.max_bytes)}")
