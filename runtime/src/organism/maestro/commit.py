@@ -100,8 +100,9 @@ class Writer:
         self._closed = False
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    def start(self) -> asyncio.Task[None]:
         self._task = asyncio.create_task(self._run(), name=f"commit {self.name}")
+        return self._task
 
     def put(self, subject: str, data: bytes, msg_id: str, done: Callable[[Outcome], None]) -> None:
         """Queue a write; ``done`` is called once, when its outcome is known."""

@@ -26,7 +26,8 @@ from organism.core._maestro_settings import Loaded, SettingsError
 from organism.core._root import Root
 from organism.maestro import sdnotify, telemetry
 from organism.maestro.commit import Fenced
-from organism.maestro.conductor import Conductor, Site
+from organism.maestro.conductor import Conductor
+from organism.maestro.site import Site
 from organism.maestro.term import Term
 
 log = logging.getLogger("organism.maestro")

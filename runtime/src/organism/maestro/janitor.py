@@ -21,7 +21,7 @@ from organism.maestro.commit import Fenced
 from organism.maestro.takeover import epoch_payload
 
 if TYPE_CHECKING:
-    from organism.maestro.conductor import Conductor
+    from organism.maestro.leading import Leading
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def prefix_end(last_seq: int, recorded: int, first_needed: int | None, taken_in:
 class Janitor:
     """One task that works when there is something to do."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Leading) -> None:
         self.conductor = conductor
         self.taken_in = 0
         """All submissions up to this sequence have been read."""
@@ -75,9 +75,6 @@ class Janitor:
         self._wake = asyncio.Event()
         self._records = 0
         self._results_upto = conductor.ledger.results_upto
-
-    def start(self) -> None:
-        self.conductor.spawn(self._run(), "janitor")
 
     def retire(self, seq: int, *records: int) -> None:
         """A submission is final; ``records`` are the sequences of its run orders and retries."""
@@ -98,7 +95,8 @@ class Janitor:
             if not await self._record():
                 return
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()

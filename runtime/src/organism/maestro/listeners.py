@@ -34,7 +34,7 @@ from organism.maestro.archive import outline
 from organism.maestro.clock import stamp
 from organism.maestro.commit import Fenced
 from organism.maestro.conductor import Conductor
-from organism.maestro.conductor import Stored as Verdict
+from organism.maestro.endings import Stored as Verdict
 from organism.maestro.intake import Submission
 from organism.maestro.ledger import FINAL, Conflict, digest
 from organism.maestro.lookup import last_many

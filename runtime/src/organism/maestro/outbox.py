@@ -28,8 +28,9 @@ class Outbox:
         self._empty.set()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    def start(self) -> asyncio.Task[None]:
         self._task = asyncio.create_task(self._run(), name="outbox")
+        return self._task
 
     def send(self, subject: str, data: bytes) -> None:
         if subject:

@@ -54,11 +54,12 @@ class Projections:
         self._written.set()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, histories: Sequence[Sequence[StateEvent]] = ()) -> None:
+    def start(self, histories: Sequence[Sequence[StateEvent]] = ()) -> asyncio.Task[None]:
         """Write; first what is missing of ``histories``, the lasting events of jobs that a former conductor left."""
         if histories:
             self._written.clear()
         self._task = asyncio.create_task(self._run(histories), name="projections")
+        return self._task
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -98,6 +99,7 @@ class Projections:
 
     async def _run(self, histories: Sequence[Sequence[StateEvent]]) -> None:
         await self._heal_all(histories)
+        del histories  # this frame lives as long as the term
         rounds = 0
         while True:
             if self._interrupted:

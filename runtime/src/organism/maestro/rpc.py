@@ -42,8 +42,8 @@ from organism.maestro import views
 from organism.maestro.archive import outline
 from organism.maestro.clock import stamp
 from organism.maestro.conductor import Conductor
-from organism.maestro.conductor import Stored as Verdict
 from organism.maestro.dead import Dead
+from organism.maestro.endings import Stored as Verdict
 from organism.maestro.ledger import Job
 from organism.maestro.listeners import Listeners
 

@@ -18,11 +18,12 @@ from organism.core import _bus
 from organism.maestro import intake, takeover, telemetry
 from organism.maestro.clock import Clock
 from organism.maestro.commit import Fenced
-from organism.maestro.conductor import Conductor, Site
+from organism.maestro.conductor import Conductor
 from organism.maestro.intake import Submission
 from organism.maestro.ledger import Defaults, Job, Ledger
 from organism.maestro.listeners import Listeners
 from organism.maestro.rpc import Rpc
+from organism.maestro.site import Site
 from organism.maestro.takeover import Inheritance
 
 log = logging.getLogger(__name__)
