@@ -31,6 +31,8 @@ PACKAGES = (
     "iproute2,procps,kmod,linux-image-cloud-amd64"
 )
 BOOT_SECONDS = 240
+CPUS = 1
+"""More of them are no faster on one emulation thread, and less stable."""
 BOOTS = 4
 """An emulated kernel dies at boot now and then: that ends the machine (panic=-1, -no-reboot); it is started again."""
 NETWORK = "[Match]\nType=ether\nName=!organism* !org* !vb-*\n[Network]\nDHCP=ipv4\n"
@@ -119,7 +121,7 @@ class Machine:
         disk = work / "run.qcow2"
         disk.unlink(missing_ok=True)
         quiet(["qemu-img", "create", "-q", "-f", "qcow2", "-b", work / f"{suite}.img", "-F", "raw", disk])
-        command = f"qemu-system-x86_64 -name fresh -machine q35 -accel {accelerator()} -cpu Skylake-Client -smp 2"
+        command = f"qemu-system-x86_64 -name fresh -machine q35 -accel {accelerator()} -cpu Skylake-Client -smp {CPUS}"
         command += f" -m {memory} -nodefaults -display none -monitor none -device nvme,drive=d0,serial=fresh"
         command += " -device virtio-rng-pci -device virtio-net-pci,netdev=n0 -no-reboot"
         kernel = "root=/dev/nvme0n1 rw console=ttyS0 apparmor=0 mitigations=off tsc=reliable panic=-1"
@@ -128,7 +130,7 @@ class Machine:
                 [
                     *command.split(),
                     *("-kernel", str(work / f"vmlinuz-{suite}"), "-append", kernel),
-                    *("-drive", f"if=none,id=d0,file={disk},format=qcow2,cache=unsafe,discard=unmap"),
+                    *("-drive", f"if=none,id=d0,file={disk},format=qcow2,cache=unsafe"),
                     *("-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self.port}-:22"),
                     *("-serial", f"file:{work / 'serial.log'}"),
                 ],
@@ -192,7 +194,7 @@ def send_clone(machine: Machine) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="trixie", help="Debian suite (default: %(default)s)")
-    parser.add_argument("--memory", default="6G", help="memory of the machine (default: %(default)s)")
+    parser.add_argument("--memory", default="3500M", help="memory of the machine (default: %(default)s)")
     parser.add_argument(
         "--work", type=Path, default=REPOSITORY / ".cache/fresh-vm", help="folder (default: %(default)s)"
     )
