@@ -147,10 +147,10 @@ def plan(
         return made
     for name, wish in wanted.items():
         state = facts.units.get(name, UnitState(name))
-        before = {"enabled": state.enabled, "running": state.running}
-        after = {"enabled": wish.enabled, "running": state.running if wish.running is None else wish.running}
-        made.difference.add(name, before, after)
-        if before != after:
+        present = {"enabled": state.enabled, "running": state.running}
+        wanted_state = {"enabled": wish.enabled, "running": state.running if wish.running is None else wish.running}
+        made.difference.add(name, present, wanted_state)
+        if present != wanted_state:
             made.units[name] = wish
     agent = facts.units.get(AGENT, UnitState(AGENT))
     reread = any(path not in (INTERVAL, *AFFINITY) for path in made.files)

@@ -93,6 +93,7 @@ kept:
 
 import json
 import pathlib
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -101,7 +102,7 @@ from ansible_collections.organism.proxmox.plugins.module_utils._difference impor
 from ansible_collections.organism.proxmox.plugins.module_utils._systemd import CommandError, run_command
 
 
-def arguments(params: dict, action: str, check: bool) -> list[str]:
+def arguments(params: dict[str, Any], action: str, check: bool) -> list[str]:
     words = [params["command"], "topology", action, "--json", "--gpus", ",".join(params["gpus"])]
     words += ["--replicas", str(params["replicas"]), "--timeout", str(params["timeout"])]
     words += ["--limits", json.dumps(params["limits"]), "--as", f"admin.{params['name']}"]
