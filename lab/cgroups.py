@@ -56,7 +56,7 @@ def make(where: Settings, node: str) -> list[Path]:
         places = _hierarchies()
     files = []
     for place in places:
-        group = place / where.machine(node)
+        group = place / where.group(node)
         _remove(group)
         group.mkdir()
         files.append(group / "cgroup.procs")
@@ -65,7 +65,7 @@ def make(where: Settings, node: str) -> list[Path]:
 
 def groups(where: Settings) -> list[Path]:
     """The groups of this lab that exist, running or left over."""
-    return [group for place in _hierarchies() if place.is_dir() for group in sorted(place.glob(f"{where.name}-*"))]
+    return [group for place in _hierarchies() if place.is_dir() for group in sorted(place.glob(where.group("*")))]
 
 
 def _remove(group: Path) -> None:

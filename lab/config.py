@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import os
@@ -116,6 +117,10 @@ class Settings:
     def machine(self, node: str) -> str:
         """Name by which the container's processes are found again (unique among labs)."""
         return f"{self.name}-{node}"
+
+    def group(self, node: str) -> str:
+        """Name of the container's control group; another checkout's lab of the same name has other ones."""
+        return f"{self.name}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}-{node}"
 
     @property
     def control_path(self) -> Path:

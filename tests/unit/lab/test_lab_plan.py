@@ -175,6 +175,8 @@ def test_two_labs_share_the_tree_and_nothing_else() -> None:
     assert one.tree == two.tree
     assert one.folder != two.folder
     assert one.machine("bus1") != two.machine("bus1")
+    # the same name in another checkout: what it ends by control group is its own
+    assert one.group("bus1") != Settings("orglab0", Path("/d")).group("bus1")
 
 
 RECAP = """\
