@@ -42,8 +42,8 @@ def sysctls() -> dict[str, str]:
                 "-state",
                 "ns_last_pid",
                 "tainted",
-                "/conf/orgtest",
-                "/neigh/orgtest",
+                "/conf/org",
+                "/neigh/org",
                 "/mptcp/",
             )
             if path.is_file() and os.access(path, os.R_OK) and not any(word in str(path) for word in moving):
