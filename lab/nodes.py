@@ -178,7 +178,10 @@ def wait_ssh(where: Settings, node: Node, watch: host.Watch) -> None:
             last = error
         # The pause between two tries is a wait for the container's end, which would be the news that matters.
         if watch.ended(timeout=0.05):
-            raise LabError(f"node {node.name} ended while booting:\n{_log_tail(where, node)}", "then: ./run clean")
+            raise LabError(
+                f"node {node.name} ended while booting:\n{_log_tail(where, node)}",
+                f"look at {where.logs / (node.name + '.log')}, or remove the lab with `./run clean`",
+            )
     raise LabError(
         f"node {node.name} ({node.address}) has no SSH after {BOOT_LIMIT:.0f} s: {last}",
         f"look at {where.logs / (node.name + '.log')}, or remove the lab with `./run clean`",
