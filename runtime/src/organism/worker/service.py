@@ -108,8 +108,8 @@ class Worker:
     async def _release_order(self) -> None:
         """Acknowledge the order that an earlier worker held when it died.
 
-        It was addressed to that incarnation and can never run again, but until it is acknowledged the consumer hands
-        out nothing else (one order in flight a GPU), which would idle the GPU for the rest of ``ack_wait``.
+        It was addressed to that incarnation and can never run again; unacknowledged it would take one of the consumer's
+        places (``max_ack_pending``) and come back after ``ack_wait``.
         """
         held = await asyncio.to_thread(self._runner.store.held_order)
         if held.startswith(f"$JS.ACK.{_bus.STREAM_WQ}.{_bus.run_consumer(self.state.gpu)}."):
