@@ -52,6 +52,8 @@ class Layer:
     """Where a layer lives and how large it may get. ``service`` is the unit that holds it, for messages.
 
     ``folders`` are made in an empty base, so that programs find the places they are promised. Nothing is made later.
+    ``state`` is the directory of locks and notes (tmpfs; by default beside ``ram``), ``command`` the program and what it
+    calls this layer, ``size_key`` the setting of its size, for messages.
     """
 
     name: str
@@ -64,6 +66,17 @@ class Layer:
     high_percent: int = 85
     service: str = ""
     folders: tuple[str, ...] = ()
+    state: Path | None = None
+    command: str = ""
+    size_key: str = "CACHE_MB"
+
+    def ctl(self, verb: str) -> str:
+        """The command line that an operator types for this layer."""
+        return self.command.format(verb=verb) if self.command else f"gpucache-ctl {verb} {self.name}"
+
+    @property
+    def notes(self) -> Path:
+        return self.ram.parent if self.state is None else self.state
 
     @property
     def upper(self) -> Path:
@@ -90,7 +103,7 @@ class Layer:
 @contextmanager
 def locked(layer: Layer) -> Iterator[None]:
     """One operation a layer at a time, across processes. The kernel drops the lock when its holder dies."""
-    folder = layer.ram.parent / ".lock"
+    folder = layer.notes / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / layer.name).open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -175,8 +188,8 @@ def _restore(layer: Layer) -> str:
         )
     if generation is not None and generation.size > layer.size_mb * _MIB:
         raise LayerError(
-            f"{layer.name}: generation {generation.number} needs {_mb(generation.size)} MiB of RAM, the cache has "
-            f"{layer.size_mb}; raise CACHE_MB, or merge it into {layer.base}: gpucache-ctl commit {layer.name}"
+            f"{layer.name}: generation {generation.number} needs {_mb(generation.size)} MiB of RAM, the layer has "
+            f"{layer.size_mb}; raise {layer.size_key}, or merge it into {layer.base}: {layer.ctl('commit')}"
         )
     layer.base.mkdir(parents=True, exist_ok=True)
     if generation is None and not any(layer.base.iterdir()):
@@ -233,7 +246,7 @@ def _save(layer: Layer) -> Saved:
 
 
 def _note(layer: Layer, outcome: dict[str, Any]) -> None:
-    folder = layer.ram.parent / ".state"
+    folder = layer.notes / ".state"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{layer.name}.json", json.dumps(outcome) + "\n", durable=False)
 
@@ -241,7 +254,7 @@ def _note(layer: Layer, outcome: dict[str, Any]) -> None:
 def last_sync(layer: Layer) -> dict[str, Any] | None:
     """How the last sync since boot ended: ``ok``, ``at`` (seconds since 1970), and ``error`` or the generation."""
     try:
-        found = json.loads((layer.ram.parent / ".state" / f"{layer.name}.json").read_text(encoding="utf-8"))
+        found = json.loads((layer.notes / ".state" / f"{layer.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -259,7 +272,7 @@ def stop(layer: Layer, root: Root) -> str:
                 saved = _save(layer).generation.number
                 raise LayerError(
                     f"{layer.name}: {layer.merged} is in use by {users}; it is saved as generation {saved} but still "
-                    f"mounted: end them, then gpucache-ctl unmount {layer.name}; to go on, start {layer.unit} ({error})"
+                    f"mounted: end them, then {layer.ctl('unmount')}; to go on, start {layer.unit} ({error})"
                 ) from error
         if now.ram is None:
             return f"{layer.name} is not mounted"
@@ -268,7 +281,7 @@ def stop(layer: Layer, root: Root) -> str:
             try:
                 done += f", generation {_save(layer).generation.number} is current"
             except LayerError as error:
-                left = f"its content is still in {layer.ram}: make room, then gpucache-ctl unmount {layer.name}"
+                left = f"its content is still in {layer.ram}: make room, then {layer.ctl('unmount')}"
                 raise LayerError(f"{error}; {left}") from error
         unmount(layer.ram)
         for mount_point in (layer.ram, layer.merged):

@@ -166,7 +166,7 @@ def test_a_generation_larger_than_the_cache_is_not_restored(layer: Layer) -> Non
     (layer.merged / "big").write_bytes(os.urandom(20 * 1024 * 1024))
     ramlayer.stop(layer, ROOT)
     small = Layer(**{**vars(layer), "size_mb": 16})
-    with pytest.raises(LayerError, match=r"needs 2\d MiB of RAM, the cache has 16"):
+    with pytest.raises(LayerError, match=r"needs 2\d MiB of RAM, the layer has 16"):
         ramlayer.mount(small, ROOT)
     assert not mounts_below(layer.ram.parents[1])
 
