@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sets of CPUs in the kernel's two spellings: lists (``0-3,8``) and bitmaps (``f,0000010f``).
 
-Source: Documentation/admin-guide/kernel-parameters.rst ("cpu lists") and lib/vsprintf.c (``%*pbl`` and ``%*pb``): a bitmap
-is written in groups of 32 bits, eight hexadecimal digits each, the highest group first and only as wide as it must be.
+Source: Documentation/admin-guide/kernel-parameters.rst ("cpu lists") and lib/vsprintf.c (``%*pbl`` and ``%*pb``): a
+bitmap is written in groups of 32 bits, eight hexadecimal digits each, the highest group first and only as wide as it
+must be.
 
 PRIVATE to the organism.proxmox collection.
 """
@@ -25,9 +26,10 @@ class CpuListError(ValueError):
 
 
 def parse(text: str) -> tuple[int, ...]:
-    """The sorted CPU numbers of a list such as ``0-3,8`` or ``0-31:2/8`` (the first 2 of each 8); empty for an empty text.
+    """The sorted CPU numbers of a list such as ``0-3,8`` or ``0-31:2/8`` (the first 2 of each 8).
 
-    Raises CpuListError for anything else, a reversed range included (the kernel refuses it too).
+    An empty text is the empty set. Raises CpuListError for anything else, a reversed range included (the kernel refuses
+    it too).
     """
     cpus: set[int] = set()
     for part in (piece.strip() for piece in text.split(",")):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The CPU plan: which CPUs keep the house, which run virtual CPUs and which do input and output.
 
-One file, ``/etc/organism/cpu_plan.json``, that every level and daemon reads. How a plan is made is in ``_cpu_zones.py``.
+One file, ``/etc/organism/cpu_plan.json``, that every level and daemon reads. ``_cpu_zones.py`` makes plans.
 
 PRIVATE to the organism.proxmox collection.
 """
@@ -32,7 +32,7 @@ class CpuPlan:
 
     ``cores``: the CPUs of each online core, siblings together. ``nodes``: NUMA node to its online CPUs. ``caches``: the
     CPUs of each last-level cache. ``efficiency``: the CPUs of efficiency cores (empty where all cores are of one kind).
-    ``width``: number of possible CPUs, the width of the kernel's masks. ``reasons``: sentences that say why the plan is so.
+    ``width``: number of possible CPUs, the width of the kernel's masks. ``reasons``: sentences that say why it is so.
     """
 
     host: tuple[int, ...]
