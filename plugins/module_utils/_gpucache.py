@@ -185,10 +185,11 @@ class Budget:
     each_mb: int
     machine_mb: int
     share_percent: int
+    others_mb: int = 0
 
     @property
     def total_mb(self) -> int:
-        return self.count * self.each_mb
+        return self.count * self.each_mb + self.others_mb
 
     @property
     def allowed_mb(self) -> int:
@@ -196,9 +197,10 @@ class Budget:
 
     @property
     def sum_text(self) -> str:
+        others = f" + {self.others_mb} MiB of the host's RAM layer" if self.others_mb else ""
         return (
-            f"{self.count} x {self.each_mb} MiB = {self.total_mb / 1024:.1f} GiB of RAM for caches, the machine has "
-            f"{self.machine_mb / 1024:.1f} GiB"
+            f"{self.count} x {self.each_mb} MiB{others} = {self.total_mb / 1024:.1f} GiB of RAM for caches, "
+            f"the machine has {self.machine_mb / 1024:.1f} GiB"
         )
 
     @property
@@ -206,7 +208,7 @@ class Budget:
         """Why it is too much and what to do, or None."""
         if self.total_mb <= self.allowed_mb:
             return None
-        fit = self.allowed_mb // max(self.count, 1)
+        fit = max(self.allowed_mb - self.others_mb, 0) // max(self.count, 1)
         return (
             f"{self.sum_text}; at most {self.share_percent} % are allowed: lower CACHE_MB to {fit} or raise "
             f"MEMORY_SHARE_PERCENT"
@@ -218,19 +220,32 @@ class Budget:
         return self.sum_text if not self.refusal and self.total_mb * 2 > self.allowed_mb else None
 
 
-def budget(settings: Settings, count: int, root: Root) -> Budget:
-    """Raises SettingsError when the machine's memory cannot be read."""
+def machine_mb(root: Root) -> int:
+    """The machine's memory in MiB. Raises SettingsError when it cannot be read."""
     for line in (root.read_or_none("/proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
-            machine = int(line.split()[1]) // 1024
-            return Budget(count, settings.integer("CACHE_MB"), machine, settings.integer("MEMORY_SHARE_PERCENT"))
-    raise SettingsError(["/proc/meminfo does not tell MemTotal; the caches' size cannot be checked against it"])
+            return int(line.split()[1]) // 1024
+    raise SettingsError(["/proc/meminfo does not tell MemTotal; RAM layers cannot be checked against it"])
 
 
-def warnings(settings: Settings, found: Gpus, root: Root) -> list[str]:
+def configured_mb(root: Root, path: str = CONFIG) -> int:
+    """MiB that the configured caches may take together; 0 where none are configured. Raises SettingsError."""
+    if not root.exists(path):
+        return 0
+    settings = load(root, path)
+    return len(gpus(settings, root).ids) * settings.integer("CACHE_MB")
+
+
+def budget(settings: Settings, count: int, root: Root, *, others_mb: int = 0) -> Budget:
+    """``others_mb``: what other RAM layers of this machine take. Raises SettingsError."""
+    each, share = settings.integer("CACHE_MB"), settings.integer("MEMORY_SHARE_PERCENT")
+    return Budget(count, each, machine_mb(root), share, others_mb)
+
+
+def warnings(settings: Settings, found: Gpus, root: Root, *, others_mb: int = 0) -> list[str]:
     """What an operator should know and may accept."""
     told = []
-    memory = budget(settings, len(found.ids), root).warning
+    memory = budget(settings, len(found.ids), root, others_mb=others_mb).warning
     if memory:
         told.append(memory)
     present = mounts(root)
@@ -243,10 +258,10 @@ def warnings(settings: Settings, found: Gpus, root: Root) -> list[str]:
     return told
 
 
-def check(settings: Settings, found: Gpus, root: Root) -> None:
-    """Raises SettingsError for what this machine must not or cannot do."""
+def check(settings: Settings, found: Gpus, root: Root, *, others_mb: int = 0) -> None:
+    """Raises SettingsError for what this machine must not or cannot do; ``others_mb`` as in `budget`."""
     problems = []
-    refusal = budget(settings, len(found.ids), root).refusal
+    refusal = budget(settings, len(found.ids), root, others_mb=others_mb).refusal
     if refusal:
         problems.append(refusal)
     if settings["GPU_WORKER_CPUSET"]:

@@ -8,20 +8,26 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._overlay import Entry, LayerError, read_entry, scan
+from ._overlay import Entry, LayerError, read_entry, scan, without_clean
 from ._ramlayer import Layer, locked, presence, usage
 from ._ramlayer_generations import Generation, copy_tree, sync_filesystem
 from ._root import Root
 
 _MIB = 1024 * 1024
 _PAGE = 4096
+
+
+def is_pinned(path: str, patterns: Iterable[str]) -> bool:
+    """Does a shell pattern name this path? ``*`` matches slashes too: ``models/*`` is all below it."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,20 @@ class Prewarmed:
     skipped: int
 
 
-def choose(candidates: Iterable[Candidate], *, largest: int, budget: int) -> tuple[list[Candidate], int]:
+def choose(
+    candidates: Collection[Candidate], *, largest: int, budget: int, pins: Collection[str] = ()
+) -> tuple[list[Candidate], int]:
     """The newest files below ``largest`` bytes that fit into ``budget`` bytes, and how many were left out.
 
     A file that does not fit is passed over, so that one large model does not keep small ones out. Whole pages count.
+    Pinned ones come first, whatever their size.
     """
     chosen: list[Candidate] = []
     left_out = 0
-    for candidate in sorted(candidates, key=lambda c: (-c.mtime_ns, c.path)):
+    pinned = {c.path for c in candidates if is_pinned(c.path, pins)} if pins else set()
+    for candidate in sorted(candidates, key=lambda c: (c.path not in pinned, -c.mtime_ns, c.path)):
         pages = -(-candidate.size // _PAGE) * _PAGE
-        if candidate.size < largest and pages <= budget:
+        if (candidate.size < largest or candidate.path in pinned) and pages <= budget:
             chosen.append(candidate)
             budget -= pages
         else:
@@ -59,8 +69,13 @@ def choose(candidates: Iterable[Candidate], *, largest: int, budget: int) -> tup
     return chosen, left_out
 
 
-def prewarm(layer: Layer, root: Root, *, largest_mb: int, readers: int) -> Prewarmed:
+def prewarm(
+    layer: Layer, root: Root, *, largest_mb: int, readers: int, quota_percent: int = 100, pins: Collection[str] = ()
+) -> Prewarmed:
     """Promote files of base into RAM, newest first, up to the high watermark. Raises LayerError.
+
+    Files that a shell pattern of ``pins`` names come first and may be of any size. What mirrors base already counts
+    against ``quota_percent`` of the layer's size.
 
     Opening a lower file for writing makes overlayfs copy it up; nothing is written, so content and times stay. What is
     promoted is not saved by a sync (it only mirrors base).
@@ -70,12 +85,21 @@ def prewarm(layer: Layer, root: Root, *, largest_mb: int, readers: int) -> Prewa
             raise LayerError(f"{layer.name} is not mounted, there is nothing to warm; start {layer.unit} first")
         now = usage(layer)
         budget = now.size * layer.high_percent // 100 - now.used
+        if quota_percent < 100:
+            budget = min(budget, now.size * quota_percent // 100 - _mirrored(layer))
         found = _candidates(layer)
-        chosen, skipped = choose(found, largest=largest_mb * _MIB, budget=budget)
+        chosen, skipped = choose(found, largest=largest_mb * _MIB, budget=budget, pins=pins)
         with ThreadPoolExecutor(max_workers=readers) as pool:
             promoted = list(pool.map(lambda c: _promote(layer.merged / c.path), chosen))
         size = sum(c.size for c, done in zip(chosen, promoted, strict=True) if done)
         return Prewarmed(sum(promoted), size, skipped + promoted.count(False))
+
+
+def _mirrored(layer: Layer) -> int:
+    """Bytes of upper that only mirror base."""
+    upper = scan(layer.upper)
+    kept = without_clean(upper, layer.base)
+    return sum(entry.allocated for path, entry in upper.items() if entry.kind == "file" and path not in kept)
 
 
 def _candidates(layer: Layer) -> list[Candidate]:
@@ -120,7 +144,7 @@ def commit(layer: Layer, root: Root) -> Generation:
             raise LayerError(f"{layer.name} has no generation yet, there is nothing to merge; sync it first")
         if record is None:
             raise LayerError(f"{layer.name}: generation {current} is damaged; choose another with restore")
-        if record.merged:
+        if record.merged and record.entries <= 1:  # the one that a spill begins with is full
             return record
         tree = layer.store.tree(current)
         entries = scan(tree)

@@ -104,6 +104,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.organism.proxmox.plugins.module_utils import _gpucache as gpucache
 from ansible_collections.organism.proxmox.plugins.module_utils import _gpucache_units as units
+from ansible_collections.organism.proxmox.plugins.module_utils import _ramlayer_host as host
 from ansible_collections.organism.proxmox.plugins.module_utils._ansible import finish, refuse
 from ansible_collections.organism.proxmox.plugins.module_utils._keyvalue import Settings, SettingsError
 from ansible_collections.organism.proxmox.plugins.module_utils._overlay import LayerError
@@ -143,13 +144,14 @@ def present(module: AnsibleModule, root: Root) -> NoReturn:
         settings = gpucache.SCHEMA.coerce(module.params["settings"])
         files[path] = gpucache.SCHEMA.render(settings, HEADER)
     found = wanted_gpus(module, settings, root)
-    gpucache.check(settings, found, root)
+    others_mb = host.configured_mb(root)
+    gpucache.check(settings, found, root, others_mb=others_mb)
     old = existing(root, path) or settings
     known = {*found.ids, *units.instances(root), *units.mounted_gpus(old, root)}
     moved = units.moved(old, settings, sorted(known), root)
     if moved:
         raise LayerError(f"{', '.join(moved)} would move while mounted; run gpucache-ctl disable first")
-    for text in gpucache.warnings(settings, found, root):
+    for text in gpucache.warnings(settings, found, root, others_mb=others_mb):
         module.warn(text)
 
     gone = sorted(known - set(found.ids))
