@@ -135,9 +135,17 @@ SCHEMA = Schema(
             "RETRY_BACKOFF_SEC",
             "number",
             1.0,
-            "Wait before a retry, seconds; times the number of failed tries (at most 10).",
+            "Wait before the first retry, seconds; doubled for each further one.",
             minimum=0,
             maximum=3600,
+        ),
+        Key(
+            "RETRY_BACKOFF_MAX_SEC",
+            "number",
+            300.0,
+            "Longest wait before a retry, seconds.",
+            minimum=0,
+            maximum=86_400,
         ),
         Key("MAX_QUEUE", "integer", 10000, "Unfinished jobs; more are refused.", minimum=1, maximum=10_000_000),
         Key(

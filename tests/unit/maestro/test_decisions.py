@@ -55,8 +55,18 @@ def test_a_failure_is_tried_again_with_growing_patience_and_then_final(error: st
     assert "after 3 tries" in final.reason
 
 
-def test_backoff_grows_tenfold_at_most() -> None:
-    assert [outcome.backoff(tries, RULES) for tries in (0, 1, 5, 10, 11, 99)] == [2, 2, 10, 20, 20, 20]
+def test_backoff_doubles_up_to_its_limit() -> None:
+    assert [outcome.backoff(tries, RULES) for tries in (0, 1, 2, 3, 8, 9, 99, 10**6)] == [
+        2,
+        2,
+        4,
+        8,
+        256,
+        300,
+        300,
+        300,
+    ]
+    assert outcome.backoff(1, Rules(backoff=600.0, max_backoff=300.0)) == 600
 
 
 def test_a_return_code_without_an_error_word_is_a_failure() -> None:

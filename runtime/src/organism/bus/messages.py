@@ -41,6 +41,21 @@ def seconds_since_epoch(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
+MOST_NEEDS = 1_000
+"""Most jobs that one job may wait for."""
+
+
+class After(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
+    """A job that has to end first. ``on``: ``ok`` (it must be done), ``failed`` (it must end otherwise) or ``any``."""
+
+    task_id: Identifier
+    on: Literal["ok", "failed", "any"] = "ok"
+
+    def met(self, state: str) -> bool:
+        """Whether the final state is the one waited for."""
+        return self.on == "any" or (state == "done") == (self.on == "ok")
+
+
 class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What a submitter asks for, on ``gpu.task.enqueue.<user>.<shard>``.
 
@@ -66,6 +81,12 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
     """Higher goes first; equal ones in order of submission."""
     delay: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 0
+    after: Annotated[list[After], msgspec.Meta(max_length=MOST_NEEDS)] = []
+    """Own jobs, submitted before, that have to end first. If one ends otherwise, this is cancelled (``dependency``)."""
+    deadline: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] | None = None
+    """Seconds from the submission; a job that has not ended by then, waiting or running, fails (``deadline``)."""
+    unique: Identifier | None = None
+    """While a job of the same user with this key is unfinished, another one is cancelled (``unique``)."""
     labels: dict[str, str] = {}
     replay_of: Identifier | None = None
 
@@ -336,6 +357,11 @@ def check_spec(spec: JobSpec) -> None:
             raise BadMessage("a shell job needs `shell`: the script's text")
     elif spec.shell is not None:
         raise BadMessage(f"`shell` belongs to type shell, not {spec.type}")
+    needed = [need.task_id for need in spec.after]
+    if spec.task_id in needed:
+        raise BadMessage("a job cannot run after itself")
+    if len(set(needed)) != len(needed):
+        raise BadMessage("`after` names the same job more than once")
     if spec.cwd is not None and (spec.cwd.startswith("/") or ".." in spec.cwd.split("/")):
         raise BadMessage(f"`cwd` must stay inside the job's directory, not {spec.cwd!r}")
     for key in spec.env:

@@ -35,6 +35,9 @@ def job_fields(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_retries": arguments.max_retries,
         "priority": arguments.priority,
         "delay": arguments.delay,
+        "after": arguments.after,
+        "deadline": arguments.deadline,
+        "unique": arguments.unique,
         "env": None if arguments.environment is None else dict(arguments.environment),
         "labels": None if arguments.labels is None else dict(arguments.labels),
     }
@@ -64,8 +67,11 @@ def read_jsonl(name: str) -> list[dict[str, Any]]:
 
 
 async def submit(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Output) -> int:
-    if arguments.jsonl is not None:
-        handles = await maestro.submit_many(read_jsonl(arguments.jsonl))
+    if arguments.jsonl is not None or arguments.array is not None:
+        if arguments.jsonl is not None:
+            handles = await maestro.submit_many(read_jsonl(arguments.jsonl))
+        else:
+            handles = await maestro.submit_array(arguments.array, **job_fields(arguments))
         arguments.task_ids = [handle.task_id for handle in handles]  # Ctrl-C names them
         if not arguments.wait:
             output.answer(lines=arguments.task_ids, task_ids=arguments.task_ids)

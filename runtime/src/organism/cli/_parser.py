@@ -215,6 +215,18 @@ def _add_submit(parser: Parser) -> None:
     how.add_argument("--priority", dest="priority", metavar="N", type=int, help="-100 to 100, higher goes first")
     how.add_argument("--delay", dest="delay", metavar="S", type=not_negative, help="not before so many seconds")
     how.add_argument(
+        "--after",
+        dest="after",
+        metavar="ID[:WHEN]",
+        action="append",
+        help="when this job has ended: ok (the default), failed or any; may be repeated",
+    )
+    how.add_argument(
+        "--deadline", dest="deadline", metavar="S", type=positive, help="fails if it has not ended S seconds from now"
+    )
+    how.add_argument("--unique", dest="unique", metavar="KEY", help="only one unfinished job of yours with this key")
+    how.add_argument("--array", dest="array", metavar="N", type=int, help="N such jobs, ORGANISM_ARRAY_INDEX 0 to N-1")
+    how.add_argument(
         "--env", dest="environment", metavar="K=V", type=assignment, action="append", help="may be repeated"
     )
     how.add_argument("--label", dest="labels", metavar="K=V", type=assignment, action="append", help="may be repeated")
@@ -285,6 +297,8 @@ def _check_submit(parser: Parser, arguments: argparse.Namespace, command: list[s
     if arguments.command == []:
         parser.error("the command is empty: write it after --, as in `maestroctl submit -- echo hello`")
     if arguments.jsonl is not None:
+        if arguments.array is not None:
+            parser.error("--array and --jsonl exclude each other")
         return
     kind = arguments.job_type or ("shell" if arguments.shell_text is not None else "cmd")
     if kind == "cmd" and arguments.command is None:

@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 it failed for at least one GPU (the others are done), 2 wr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,16 +17,16 @@ from typing import Any
 from organism._version import VERSION
 from organism.core import _gpucache as gpucache
 from organism.core import _gpucache_units as units
-from organism.core import _ramlayer as ramlayer
+from organism.core import _ramlayer_answers as answers
+from organism.core import _ramlayer_host as host
 from organism.core._bus import IDENTIFIER
 from organism.core._keyvalue import Settings, SettingsError
 from organism.core._overlay import LayerError
 from organism.core._ramlayer import Layer
-from organism.core._ramlayer_content import commit, prewarm, restore
+from organism.core._ramlayer_answers import Answer
 from organism.core._root import Root
 from organism.core._systemd import CommandError, Systemctl, booted
 
-Answer = dict[str, Any]
 WITHOUT_SYSTEMD = "systemd is not the manager here: mounts were done directly, no unit was touched"
 
 
@@ -50,64 +49,14 @@ class UsageError(Exception):
 # ---- one GPU at a time ----------------------------------------------------------------------------------------------
 
 
-def _sync(call: Call, gpu: str) -> Answer:
-    saved = ramlayer.sync(call.layer(gpu), call.root)
-    generation = saved.generation
-    done = f"generation {generation.number} saved" if saved.new else f"unchanged since generation {generation.number}"
-    if saved.new and generation.unsettled:
-        done += f"; {generation.unsettled} names changed meanwhile and follow with the next sync"
-    return {"message": done, "new": saved.new, "written_bytes": saved.written, **dataclasses.asdict(generation)}
-
-
-def _prewarm(call: Call, gpu: str) -> Answer:
-    largest = call.settings.integer("PREWARM_MAX_FILE_MB")
-    readers = call.settings.integer("PREWARM_PARALLEL")
-    warmed = prewarm(call.layer(gpu), call.root, largest_mb=largest, readers=readers)
-    size = warmed.size / 1024 / 1024
-    return {
-        "message": f"{warmed.files} files ({size:.1f} MiB) brought into RAM, {warmed.skipped} left on disk",
-        "files": warmed.files, "bytes": warmed.size, "skipped": warmed.skipped,
-    }  # fmt: skip
+def _habits(call: Call) -> answers.Habits:
+    return gpucache.habits(call.settings)
 
 
 def _mount(call: Call, gpu: str) -> Answer:
     if gpu not in gpucache.gpus(call.settings, call.root).ids:
         raise LayerError(f"{gpu} is not a GPU of this machine's caches; see gpucache-ctl detect")
-    return {"message": ramlayer.mount(call.layer(gpu), call.root).removeprefix(f"{gpu}: ")}
-
-
-def _unmount(call: Call, gpu: str) -> Answer:
-    return {"message": ramlayer.stop(call.layer(gpu), call.root).removeprefix(f"{gpu}: ")}
-
-
-def _commit(call: Call, gpu: str) -> Answer:
-    generation = commit(call.layer(gpu), call.root)
-    done = f"merged into base; generation {generation.number} begins empty"
-    return {"message": done, **dataclasses.asdict(generation)}
-
-
-def _restore(call: Call, gpu: str) -> Answer:
-    generation = restore(call.layer(gpu), call.root, call.arguments.generation)
-    return {"message": f"the next start restores generation {generation.number}", **dataclasses.asdict(generation)}
-
-
-def _generations(call: Call, gpu: str) -> Answer:
-    store = call.layer(gpu).store
-    current, restorable = store.current_number(), store.restorable()
-    listed = []
-    for number in store.numbers():
-        record = store.whole(number)
-        listed.append(
-            {"number": number, "current": number == current, "whole": record is not None,
-             "restorable": record is not None and number in restorable,
-             **({} if record is None else dataclasses.asdict(record))}
-        )  # fmt: skip
-    lines = [
-        f"{'*' if g['current'] else ' '} {g['number']}: "
-        + (f"{g['entries']} names, {g['content'] / 1048576:.1f} MiB" if g["whole"] else "damaged")
-        for g in listed
-    ]
-    return {"message": "no generation yet" if not lines else "\n" + "\n".join(lines), "generations": listed}
+    return answers.mounting(call.layer(gpu), call.root)
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
@@ -116,8 +65,9 @@ def _generations(call: Call, gpu: str) -> Answer:
 def _detect(call: Call) -> tuple[Answer, list[str]]:
     found = gpucache.gpus(call.settings, call.root)
     known = {entry["id"]: entry for entry in gpucache.read_map(call.root, call.settings.text("GPU_MAP")) or []}
-    memory = gpucache.budget(call.settings, len(found.ids), call.root)
-    told = gpucache.warnings(call.settings, found, call.root)
+    others_mb = host.configured_mb(call.root)
+    memory = gpucache.budget(call.settings, len(found.ids), call.root, others_mb=others_mb)
+    told = gpucache.warnings(call.settings, found, call.root, others_mb=others_mb)
     if memory.refusal:
         told.insert(0, memory.refusal)
     caches = gpucache.cpu_caches(call.root)
@@ -125,7 +75,7 @@ def _detect(call: Call) -> tuple[Answer, list[str]]:
         "source": found.source,
         "gpus": [{"gpu": gpu, **known.get(gpu, {})} for gpu in found.ids],
         "pci": [{"address": address, "backend": backend} for address, backend in gpucache.pci_gpus(call.root)],
-        "cache_mb": memory.each_mb, "total_mb": memory.total_mb, "machine_mb": memory.machine_mb,
+        "cache_mb": memory.each_mb, "others_mb": others_mb, "total_mb": memory.total_mb, "machine_mb": memory.machine_mb,
         "warnings": told, "cpu_caches": caches,
     }  # fmt: skip
     lines = [f"{len(found.ids)} GPUs, from {found.source}; {memory.sum_text}"]
@@ -155,7 +105,7 @@ def _status(call: Call, ids: Sequence[str]) -> tuple[Answer, list[str]]:
         if last is not None and not last["ok"]:
             remarks.append(f"last sync failed: {last['error']}")
         if gpu["level"] in ("high", "full"):
-            hint = f"stop gpucache@{gpu['gpu']}, run gpucache-ctl commit {gpu['gpu']}, start it; or raise CACHE_MB"
+            hint = f"gpucache-ctl spill {gpu['gpu']} makes room between two jobs; or raise CACHE_MB"
             remarks.append(f"{gpu['gpu']} is {gpu['used_percent']} % full: {hint}")
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -166,7 +116,8 @@ def _switch(call: Call, ids: Sequence[str], on: bool) -> tuple[Answer, list[str]
     everything = not call.arguments.gpus
     found = units.instances(call.root) + units.mounted_gpus(call.settings, call.root)
     if on:
-        gpucache.check(call.settings, gpucache.gpus(call.settings, call.root), call.root)
+        found_gpus = gpucache.gpus(call.settings, call.root)
+        gpucache.check(call.settings, found_gpus, call.root, others_mb=host.configured_mb(call.root))
     elif everything:
         ids = sorted({*ids, *found})
     wanted = units.wishes(call.settings, ids if on else (), () if on else ids)
@@ -191,13 +142,36 @@ def _switch(call: Call, ids: Sequence[str], on: bool) -> tuple[Answer, list[str]
 
 
 ONE: dict[str, tuple[Callable[[Call, str], Answer], str]] = {
-    "sync": (_sync, "save what changed to disk, as a new generation"),
-    "prewarm": (_prewarm, "bring files of base into RAM, newest first, up to the high watermark"),
-    "commit": (_commit, "merge the saved content into base (only while unmounted)"),
-    "generations": (_generations, "list the generations on disk"),
-    "restore": (_restore, "choose the generation that the next start restores (only while unmounted)"),
+    "sync": (
+        lambda call, gpu: answers.syncing(call.layer(gpu), call.root, _habits(call)),
+        "save what changed to disk, as a new generation",
+    ),
+    "tend": (
+        lambda call, gpu: answers.tending(call.layer(gpu), call.root, _habits(call)),
+        "save, and make room when the cache is too full (what gpucache-sync@ID.timer does)",
+    ),
+    "spill": (
+        lambda call, gpu: answers.spilling(call.layer(gpu), call.root, _habits(call)),
+        "bring the coldest files down to base, between two jobs",
+    ),
+    "prewarm": (
+        lambda call, gpu: answers.prewarming(call.layer(gpu), call.root, _habits(call)),
+        "bring files of base into RAM, pinned and then newest first, up to the quota and the high watermark",
+    ),
+    "commit": (
+        lambda call, gpu: answers.committing(call.layer(gpu), call.root),
+        "merge the saved content into base (only while unmounted)",
+    ),
+    "generations": (lambda call, gpu: answers.listing(call.layer(gpu)), "list the generations on disk"),
+    "restore": (
+        lambda call, gpu: answers.restoring(call.layer(gpu), call.root, call.arguments.generation),
+        "choose the generation that the next start restores (only while unmounted)",
+    ),
     "mount": (_mount, "restore and mount (what gpucache@ID.service does at start)"),
-    "unmount": (_unmount, "save and unmount (what gpucache@ID.service does at stop)"),
+    "unmount": (
+        lambda call, gpu: answers.unmounting(call.layer(gpu), call.root),
+        "save and unmount (what gpucache@ID.service does at stop)",
+    ),
 }
 ALL = {
     "detect": "show the GPUs, where their ids come from, and whether memory and disks fit",

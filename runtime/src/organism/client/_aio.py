@@ -19,7 +19,7 @@ from organism.client._errors import ConflictError, MaestroError, WaitTimeoutErro
 from organism.client._link import Link
 from organism.client._requests import build_request
 from organism.client._results import LogChunk, Result
-from organism.client._submitting import Accepted, Submitter, build
+from organism.client._submitting import Accepted, Submitter, array, build
 from organism.client._waiting import Waiter
 from organism.core._client_settings import ClientSettings, ClientSettingsError, load
 
@@ -118,6 +118,9 @@ class AsyncMaestro:
         max_retries: int | None = None,
         priority: int | None = None,
         delay: float | None = None,
+        after: Sequence[str] | None = None,
+        deadline: float | None = None,
+        unique: str | None = None,
         labels: dict[str, str] | None = None,
         confirm: float = CONFIRM,
     ) -> AsyncJobHandle:
@@ -142,6 +145,9 @@ class AsyncMaestro:
                 "max_retries": max_retries,
                 "priority": priority,
                 "delay": delay,
+                "after": after,
+                "deadline": deadline,
+                "unique": unique,
                 "labels": labels,
             }
         )
@@ -166,6 +172,14 @@ class AsyncMaestro:
         if self._listen:
             await self._waiter.listen()
         return [self._handle(accepted) for accepted in await self._submitter.submit_many(specs, confirm=confirm)]
+
+    async def submit_array(self, count: int, *, confirm: float = CONFIRM, **fields: Any) -> list[AsyncJobHandle]:
+        """``count`` jobs that differ only in ``ORGANISM_ARRAY_INDEX`` (0 to count - 1) in their environment.
+
+        ``fields`` are those of :meth:`submit`; ``task_id`` names the array, its jobs are ``<task_id>-<index>`` and have
+        the label ``array=<task_id>``.
+        """
+        return await self.submit_many(array(count, fields), confirm=confirm)
 
     def _handle(self, accepted: Accepted) -> AsyncJobHandle:
         return AsyncJobHandle(self, accepted.task_id, accepted.seq, accepted.duplicate)

@@ -28,6 +28,7 @@ from organism.core import _bus
 
 BATCH_BYTES = 16 * 1024 * 1024
 """Largest sum of payloads in one atomic batch: the server holds a batch in memory until its commit."""
+MOST_IN_ARRAY = 100_000
 HEADER_ROOM = 1024
 """Bytes kept free for headers, which count against the server's ``max_payload``."""
 STORAGE_CODES = (10023, 10047)
@@ -50,6 +51,8 @@ def build(fields: dict[str, Any]) -> messages.JobSpec:
     given.setdefault("task_id", new_task_id())
     if "type" not in given:
         given["type"] = "shell" if "shell" in given else "cmd"
+    if "after" in given:
+        given["after"] = needs(given["after"])
     if isinstance(given.get("cmd"), str):
         raise InvalidJobError(
             f"cmd must be a list of words such as ['python3', 'train.py'], not the text {given['cmd']!r}"
@@ -60,6 +63,43 @@ def build(fields: dict[str, Any]) -> messages.JobSpec:
     except (msgspec.ValidationError, messages.BadMessage) as error:
         raise InvalidJobError(f"the job cannot be submitted: {error}") from error
     return spec
+
+
+def needs(after: Any) -> list[Any]:
+    """What a job waits for: ``"ID"`` or ``"ID:ok|failed|any"`` each, or an object as in the job's schema."""
+    listed = [after] if isinstance(after, str) else list(after)
+    return [_need(one) if isinstance(one, str) else one for one in listed]
+
+
+def _need(text: str) -> dict[str, str]:
+    task_id, separator, on = text.partition(":")
+    return {"task_id": task_id, "on": on} if separator else {"task_id": task_id}
+
+
+def array(count: int, fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """The jobs of an array: ids ``<id>-0`` to ``<id>-<count - 1>``, label ``array``, and each its own index.
+
+    A job finds ``ORGANISM_ARRAY_ID``, ``ORGANISM_ARRAY_INDEX`` and ``ORGANISM_ARRAY_SIZE`` in its environment.
+    Raises InvalidJobError.
+    """
+    if not 1 <= count <= MOST_IN_ARRAY:
+        raise InvalidJobError(f"an array has 1 to {MOST_IN_ARRAY} jobs, not {count}")
+    name = fields.get("task_id") or new_task_id()
+    common = {key: value for key, value in fields.items() if value is not None}
+    if "unique" in common:
+        raise InvalidJobError("`unique` would let only one job of the array run: leave one of them out")
+    jobs = []
+    for index in range(count):
+        place = {"ORGANISM_ARRAY_ID": name, "ORGANISM_ARRAY_INDEX": str(index), "ORGANISM_ARRAY_SIZE": str(count)}
+        jobs.append(
+            {
+                **common,
+                "task_id": f"{name}-{index}",
+                "env": {**(common.get("env") or {}), **place},
+                "labels": {**(common.get("labels") or {}), "array": name},
+            }
+        )
+    return jobs
 
 
 def encode(spec: messages.JobSpec, max_payload: int) -> bytes:

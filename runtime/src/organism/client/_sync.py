@@ -113,6 +113,9 @@ class Maestro:
         max_retries: int | None = None,
         priority: int | None = None,
         delay: float | None = None,
+        after: Sequence[str] | None = None,
+        deadline: float | None = None,
+        unique: str | None = None,
         labels: dict[str, str] | None = None,
         confirm: float = CONFIRM,
     ) -> JobHandle:
@@ -132,6 +135,9 @@ class Maestro:
                 max_retries=max_retries,
                 priority=priority,
                 delay=delay,
+                after=after,
+                deadline=deadline,
+                unique=unique,
                 labels=labels,
                 confirm=confirm,
             )
@@ -143,6 +149,11 @@ class Maestro:
     ) -> list[JobHandle]:
         """See :meth:`AsyncMaestro.submit_many`."""
         return [JobHandle(self, handle) for handle in self._run(self._aio.submit_many(jobs, confirm=confirm))]
+
+    def submit_array(self, count: int, *, confirm: float = CONFIRM, **fields: Any) -> list[JobHandle]:
+        """See :meth:`AsyncMaestro.submit_array`."""
+        handles = self._run(self._aio.submit_array(count, confirm=confirm, **fields))
+        return [JobHandle(self, handle) for handle in handles]
 
     def job(self, task_id: str) -> JobHandle:
         """A handle for a job submitted earlier or elsewhere."""

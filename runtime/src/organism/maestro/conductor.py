@@ -11,20 +11,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+from collections.abc import Mapping
 
 import msgspec
 
 from organism.bus import messages
 from organism.bus.connection import BusClient
-from organism.bus.errors import BusError
 from organism.bus.jetstream import JetStream
-from organism.bus.messages import Control, TaskRef
+from organism.bus.messages import TaskRef
 from organism.core import _bus
 from organism.maestro import outcome
 from organism.maestro.alarm import Alarm
 from organism.maestro.clock import Clock, stamp
 from organism.maestro.commit import Fenced, Outcome
-from organism.maestro.endings import Endings, Stored, Then
+from organism.maestro.dependencies import Ended, sort_out
+from organism.maestro.endings import Endings, Then
 from organism.maestro.ledger import WAITING, Job, RunRecord
 from organism.maestro.outcome import Final
 from organism.maestro.site import Site
@@ -60,6 +61,8 @@ class Conductor(Endings):
         self._expiry = Alarm(clock, self._on_expiry)
         self._overruns: list[tuple[float, int, int]] = []
         self._overrun = Alarm(clock, self._on_overrun)
+        self._deadlines: list[tuple[float, int]] = []
+        self._deadline = Alarm(clock, self._on_deadline)
         self._pump_asked = False
         self._inherit(left)
 
@@ -72,7 +75,11 @@ class Conductor(Endings):
             self.fleet.restore(job.gpu, job.incarnation, TaskRef(job.task_id, job.attempt), job.seq, now)
             self._guard(job, now)
         for job in self.ledger.waiting():
-            self.scheduler.add(job, now)
+            if job.attempt or not (job.after or job.unique):
+                self.scheduler.add(job, now)
+            # of the others it is not known yet whether they may run (organism.maestro.term)
+        for job in self.ledger.jobs.values():
+            self._watch_deadline(job)
         for seq in left.retire:
             self.janitor.retire(seq)
 
@@ -83,7 +90,7 @@ class Conductor(Endings):
         self._overrun.at(self._overruns[0][0] if self._overruns else None)
 
     async def stop(self, *, finish: bool) -> None:
-        for alarm in (self._timer, self._expiry, self._overrun):
+        for alarm in (self._timer, self._expiry, self._overrun, self._deadline):
             alarm.stop()
         await super().stop(finish=finish)
 
@@ -132,6 +139,50 @@ class Conductor(Endings):
             why = "not ended by its worker at its time limit"
             self.settle(job, outcome.of_failure(job, "timeout", why, self._bare(job), self.rules), self._own(job))
         return self._overruns[0][0] if self._overruns else None
+
+    def _watch_deadline(self, job: Job) -> None:
+        if job.deadline is not None:
+            heapq.heappush(self._deadlines, (job.deadline, job.seq))
+            self._deadline.at(job.deadline)
+
+    def _on_deadline(self) -> float | None:
+        now = self.clock.now()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, seq = heapq.heappop(self._deadlines)
+            job = self.ledger.jobs.get(seq)
+            if job is not None and job.deadline is not None:
+                why = f"not ended {job.deadline - job.submitted:g} s after its submission, its deadline"
+                self.conclude(job, Final("failed", "deadline", why, self._bare(job)))
+        return self._deadlines[0][0] if self._deadlines else None
+
+    # ---- admission ---------------------------------------------------------------------------------------------------
+
+    def admit(self, job: Job, ended: Mapping[str, Ended]) -> None:
+        """Let a job that was never started wait for its turn: for others first, or not at all.
+
+        ``ended``: of the jobs it is to run after, those that are not unfinished any more.
+        """
+        rival = self.ledger.rival(job)
+        if rival is not None:
+            why = f"job {rival.task_id} has the same unique key {job.unique} and is not finished"
+            self.conclude(job, Final("cancelled", "unique", why, self._bare(job)))
+            return
+        needs, never = sort_out(job, self.ledger.by_id, ended, self._may_see)
+        if never:
+            self.conclude(job, Final("cancelled", "dependency", never, self._bare(job)))
+        elif needs:
+            self.dependencies.hold(job, needs)
+        else:
+            self.scheduler.add(job, self.clock.now())
+
+    def newcomer(self, job: Job, ended: Mapping[str, Ended]) -> None:
+        """A submission that became a job."""
+        self.feed.event(job.first_event())
+        self._watch_deadline(job)
+        self.admit(job, ended)
+
+    def _may_see(self, user: str, owner: str) -> bool:
+        return user == owner or self.site.policy.is_operator(user)
 
     # ---- dispatch ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +235,7 @@ class Conductor(Endings):
             if isinstance(result, Fenced):
                 return
             self._trouble(result, f"run order of {job.task_id}")
-            self.scheduler.add(job, self.clock.now())
+            self.wait(job)
             self._then_after(job)
             return
         record = RunRecord(
@@ -208,27 +259,5 @@ class Conductor(Endings):
     # ---- cancel ------------------------------------------------------------------------------------------------------
 
     def cancel(self, job: Job, reason: str, then: Then) -> None:
-        """Final first, then the process is stopped; ``then("known")`` when the job ended by itself meanwhile."""
-        if self.ledger.jobs.get(job.seq) is not job:
-            then("known")
-            return
-        if job.busy:
-            self.when_settled(job, lambda: self.cancel(job, reason, then))
-            return
-        ref, gpu_id = TaskRef(job.task_id, job.attempt), job.gpu if job.phase == "assigned" else None
-
-        def settled(verdict: Stored) -> None:
-            if verdict == "stored" and gpu_id is not None:
-                self.release(gpu_id, ref, stop=True)
-                self.spawn(self._stop_there(gpu_id, ref), f"stop of {job.task_id}")
-            then(verdict)
-
-        self.settle(job, Final("cancelled", None, reason, self._bare(job)), settled)
-
-    async def _stop_there(self, gpu_id: str, ref: TaskRef) -> None:
-        """Tell the worker at once; the answers to its heartbeats say it again."""
-        order = Control(op="cancel", task_id=ref.task_id, attempt=ref.attempt)
-        try:
-            await self.nc.ask(_bus.control_subject(gpu_id), messages.encode(order), timeout=5.0)
-        except BusError as problem:
-            log.info("job %s: the worker of %s hears of its end by heartbeat: %s", ref.task_id, gpu_id, problem)
+        """On somebody's word."""
+        self.stop_job(job, Final("cancelled", None, reason, self._bare(job)), then)

@@ -13,7 +13,7 @@ import msgspec
 
 from organism.bus import messages
 from organism.bus.errors import BusError, StreamFull, SubjectFull, Unavailable
-from organism.bus.messages import Journal, Result, StateEvent, TaskRef
+from organism.bus.messages import Control, Journal, Result, StateEvent, TaskRef
 from organism.core import _bus
 from organism.maestro import outcome
 from organism.maestro.clock import stamp
@@ -74,7 +74,10 @@ class Endings(Leading):
         return decision
 
     def settle(self, job: Job, decision: Final | Again, then: Then) -> None:
-        """Commit what becomes of a job that nothing else is being decided about."""
+        """Commit what becomes of a job that nothing else is being decided about.
+
+        One that waits for other jobs stays held meanwhile: the commit may fail.
+        """
         self.scheduler.remove(job)
         job.busy = "outcome"
         if isinstance(decision, Again):
@@ -173,12 +176,16 @@ class Endings(Leading):
                 job.steps.remove(event)
                 job.state, job.since, job.reason = before
                 self._trouble(stored, f"result of {job.task_id}")
-                if job.phase == "waiting":
-                    self.scheduler.add(job, self.clock.now())
+                self.wait(job)
                 then("not stored")
             self._then_after(job)
 
         self.results.put(_bus.result_subject(job.task_id), data, f"result:{job.seq}", done)
+
+    def wait(self, job: Job) -> None:
+        """Let a waiting job have its turn, unless other jobs have to end first."""
+        if job.phase == "waiting" and not job.busy and job not in self.dependencies:
+            self.scheduler.add(job, self.clock.now())
 
     def fitted(self, result: Result) -> bytes:
         """The result's message, without the returned value when that makes it too large for the bus."""
@@ -199,6 +206,7 @@ class Endings(Leading):
         else:
             log.warning("job %s (%d): its id was used by an earlier job; it leaves no result", job.task_id, job.seq)
             self.ledger.drop(job.seq)
+            self.dependencies.release(job)
             self.janitor.retire(job.seq, *job.records)
             then("known")
         self._then_after(job)
@@ -221,13 +229,69 @@ class Endings(Leading):
     def finished(self, seq: int, result: Result, size: int, event: StateEvent | None) -> None:
         """A result is stored: now it may be known."""
         job = self.ledger.drop(seq)
+        if job is not None:
+            self.dependencies.release(job)
         self.janitor.retire(seq, *(job.records if job else ()))
         self.archive.add(result, size)
+        self._let_go(result.task_id, result.state)
         if event is not None:
             self.feed.event(event)
         for watcher in self.watchers.pop(result.task_id, []):
             watcher.set()
         self._notify(result, size)
+
+    def _let_go(self, task_id: str, state: str) -> None:
+        """Those that waited for this job may run, or never can."""
+        ready, never = self.dependencies.ended(task_id, state)
+        for job in ready:
+            if job.busy:
+                self.when_settled(job, lambda job=job: self.wait_if_unfinished(job))  # type: ignore[misc]  # bound now
+            else:
+                self.wait(job)
+        for job, why in never:
+            self.conclude(job, Final("cancelled", "dependency", why, self._bare(job)))
+        if ready:
+            self.pump()
+
+    def wait_if_unfinished(self, job: Job) -> None:
+        if self.ledger.jobs.get(job.seq) is job and job not in self.scheduler:
+            self.wait(job)
+            self.pump()
+
+    def conclude(self, job: Job, final: Final) -> None:
+        """End a job by the conductor's own decision, and insist until that is stored."""
+
+        def then(verdict: Stored) -> None:
+            if verdict == "not stored" and not self.ended.is_set():
+                asyncio.get_running_loop().call_later(AGAIN, self.conclude, job, final)
+
+        self.stop_job(job, final, then)
+
+    def stop_job(self, job: Job, final: Final, then: Then) -> None:
+        """Final first, then the process is stopped; ``then("known")`` when the job ended by itself meanwhile."""
+        if self.ledger.jobs.get(job.seq) is not job:
+            then("known")
+            return
+        if job.busy:
+            self.when_settled(job, lambda: self.stop_job(job, final, then))
+            return
+        ref, gpu_id = TaskRef(job.task_id, job.attempt), job.gpu if job.phase == "assigned" else None
+
+        def settled(verdict: Stored) -> None:
+            if verdict == "stored" and gpu_id is not None:
+                self.release(gpu_id, ref, stop=True)
+                self.spawn(self._stop_there(gpu_id, ref), f"stop of {job.task_id}")
+            then(verdict)
+
+        self.settle(job, final, settled)
+
+    async def _stop_there(self, gpu_id: str, ref: TaskRef) -> None:
+        """Tell the worker at once; the answers to its heartbeats say it again."""
+        order = Control(op="cancel", task_id=ref.task_id, attempt=ref.attempt)
+        try:
+            await self.nc.ask(_bus.control_subject(gpu_id), messages.encode(order), timeout=5.0)
+        except BusError as problem:
+            log.info("job %s: the worker of %s hears of its end by heartbeat: %s", ref.task_id, gpu_id, problem)
 
     def _notify(self, result: Result, size: int) -> None:
         if size > NOTIFY_LIMIT:

@@ -18,6 +18,7 @@ from organism.core import _bus
 from organism.maestro.archive import Archive
 from organism.maestro.clock import Clock
 from organism.maestro.commit import Fenced, Writer
+from organism.maestro.dependencies import Dependencies
 from organism.maestro.janitor import Janitor
 from organism.maestro.outbox import Outbox
 from organism.maestro.projections import Projections
@@ -43,6 +44,7 @@ class Leading(ABC):
         self.fleet = Fleet(site.limits, epoch)
         self.fleet.buried |= left.ledger.buried
         self.scheduler = Scheduler(self.fleet, announce_after=site.settings.number("WAIT_GPU_SEC"))
+        self.dependencies = Dependencies()
         self.archive = Archive()
         self.outbox = Outbox(nc)
         self.feed = Projections(js, self.complain)

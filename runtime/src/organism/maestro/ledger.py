@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from organism.bus import messages
-from organism.bus.messages import JobSpec, Journal, StateEvent
+from organism.bus.messages import After, JobSpec, Journal, StateEvent
 from organism.maestro.clock import stamp
 
 KEPT_SPEC = 4096
@@ -72,6 +72,10 @@ class Job:
     raw: bytes | None
     """The submission's JSON, or None when it is large."""
     size: int
+    after: tuple[After, ...] = ()
+    unique: str | None = None
+    deadline: float | None = None
+    """When it has to have ended."""
     phase: Phase = "waiting"
     attempt: int = 0
     tries: int = 0
@@ -154,6 +158,8 @@ class Ledger:
         self.defaults = defaults or Defaults()
         self.jobs: dict[int, Job] = {}
         self.by_id: dict[str, Job] = {}
+        self.by_key: dict[tuple[str, str], list[Job]] = {}
+        """(user, `unique`) -> its unfinished jobs, in order of arrival."""
         self.refused: set[int] = set()
         """Submissions that will not become jobs, until that is written down."""
         self.bytes = 0
@@ -193,11 +199,16 @@ class Ledger:
             digest=fingerprint,
             raw=raw if len(raw) <= KEPT_SPEC else None,
             size=len(raw),
+            after=tuple(spec.after),
+            unique=spec.unique,
+            deadline=time + spec.deadline if spec.deadline else None,
             not_before=time + spec.delay if spec.delay else 0.0,
             since=time,
         )
         self.jobs[seq] = job
         self.by_id[task_id] = job
+        if job.unique is not None:
+            self.by_key.setdefault((user, job.unique), []).append(job)
         self.bytes += job.size
         self._order.append(seq)
         return job
@@ -244,6 +255,11 @@ class Ledger:
         if job is not None:
             del self.by_id[job.task_id]
             self.bytes -= job.size
+            if job.unique is not None:
+                same = self.by_key[job.user, job.unique]
+                same.remove(job)
+                if not same:
+                    del self.by_key[job.user, job.unique]
         return job
 
     def retired(self, journal: Journal) -> None:
@@ -260,6 +276,11 @@ class Ledger:
         while order and order[0] not in self.jobs and order[0] not in self.refused:
             order.popleft()
         return order[0] if order else None
+
+    def rival(self, job: Job) -> Job | None:
+        """The unfinished job that has had this one's ``unique`` key for longer, or None."""
+        first = self.by_key[job.user, job.unique][0] if job.unique is not None else job
+        return None if first is job else first
 
     def waiting(self) -> Iterable[Job]:
         return (job for job in self.jobs.values() if job.phase == "waiting")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -17,6 +17,7 @@ from organism.bus.errors import BusError, SubjectFull, Unavailable
 from organism.bus.jetstream import Stored
 from organism.bus.lease import Lease
 from organism.bus.messages import (
+    After,
     BadMessage,
     Heartbeat,
     HeartbeatReply,
@@ -34,6 +35,7 @@ from organism.maestro.archive import outline
 from organism.maestro.clock import stamp
 from organism.maestro.commit import Fenced
 from organism.maestro.conductor import Conductor
+from organism.maestro.dependencies import Ended
 from organism.maestro.endings import Stored as Verdict
 from organism.maestro.intake import Submission
 from organism.maestro.ledger import FINAL, Conflict, digest
@@ -116,11 +118,13 @@ class Listeners:
     async def _take_in(self, batch: list[Stored]) -> None:
         conductor = self.conductor
         submissions = [intake.read(message, conductor.nc.max_payload) for message in batch]
+        asked = [one.task_id for one in submissions if one.spec is not None]
+        needed = [need.task_id for one in submissions if one.spec is not None for need in one.spec.after]
         known = await self.known_results(
-            [one.task_id for one in submissions if one.spec is not None and one.task_id not in conductor.ledger.by_id]
+            [task_id for task_id in dict.fromkeys(asked + needed) if task_id not in conductor.ledger.by_id]
         )
         for submission in submissions:
-            await self._admit(submission, known.get(submission.task_id))
+            await self._admit(submission, known)
             conductor.janitor.taken_in = submission.seq
         conductor.pump()
 
@@ -136,9 +140,20 @@ class Listeners:
                 await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
         return {}
 
-    async def _admit(self, submission: Submission, result: Result | None) -> None:
+    def ended(self, needs: Iterable[After], known: Mapping[str, Result]) -> dict[str, Ended]:
+        """Of jobs that others are to run after: how those ended that have."""
+        recent = self.conductor.archive.recent
+        found: dict[str, Ended] = {}
+        for task_id in (need.task_id for need in needs):
+            if task_id in recent:
+                found[task_id] = (recent[task_id].info.state, recent[task_id].info.user)
+            elif task_id in known:
+                found[task_id] = (known[task_id].state, known[task_id].user)
+        return found
+
+    async def _admit(self, submission: Submission, known: Mapping[str, Result]) -> None:
         conductor = self.conductor
-        ledger, spec = conductor.ledger, submission.spec
+        ledger, spec, result = conductor.ledger, submission.spec, known.get(submission.task_id)
         if spec is None:
             await self.refuse(submission, submission.problem, "bad_submit")
             return
@@ -172,8 +187,7 @@ class Listeners:
         if job is None:
             conductor.janitor.retire(submission.seq)
             return
-        conductor.feed.event(job.first_event())
-        conductor.scheduler.add(job, conductor.clock.now())
+        conductor.newcomer(job, self.ended(job.after, known))
 
     async def refuse(self, submission: Submission, why: str, event: str, *, leave_result: bool = True) -> None:
         """End a submission that becomes no job; the id of another job keeps its own result."""

@@ -15,9 +15,10 @@ FinalState = Literal["done", "failed", "cancelled", "dead"]
 
 @dataclass(frozen=True)
 class Rules:
-    """``backoff`` in seconds (RETRY_BACKOFF_SEC), ``max_lost`` attempts."""
+    """``backoff`` and ``max_backoff`` in seconds (RETRY_BACKOFF_SEC, RETRY_BACKOFF_MAX_SEC), ``max_lost`` attempts."""
 
     backoff: float = 1.0
+    max_backoff: float = 300.0
     max_lost: int = 5
 
 
@@ -41,8 +42,9 @@ class Again:
 
 
 def backoff(tries: int, rules: Rules) -> float:
-    """S1k-035: seconds to wait after the ``tries``-th failure."""
-    return rules.backoff * min(max(tries, 1), 10)
+    """Seconds to wait after the ``tries``-th failure: doubled each time, up to a limit."""
+    doublings = min(max(tries, 1) - 1, 30)
+    return min(rules.backoff * 2.0**doublings, max(rules.max_backoff, rules.backoff))
 
 
 def of_report(job: Job, report: Report, rules: Rules) -> Final | Again:

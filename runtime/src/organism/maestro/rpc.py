@@ -120,7 +120,8 @@ class Rpc:
         return job if job is not None and self._may(user, job.user) else None
 
     def _info(self, job: Job) -> JobInfo:
-        return views.job_info(job, self.conductor.scheduler, self.conductor.clock.now())
+        conductor = self.conductor
+        return views.job_info(job, conductor.scheduler, conductor.clock.now(), conductor.dependencies.why(job))
 
     async def _result(self, user: str, task_id: str) -> Result | None:
         found = self.conductor.archive.whole(task_id)
@@ -151,11 +152,11 @@ class Rpc:
         if request.user not in (None, user) and not operator:
             raise CallError("forbidden", f"{user} is no operator and may list only their own jobs")
         whose = request.user or (None if operator and request.all else user)
-        now, found = conductor.clock.now(), list[JobInfo]()
+        found = list[JobInfo]()
         if request.state not in FINAL_STATES:
             for job in reversed(conductor.ledger.jobs.values()):
                 if whose in (None, job.user):
-                    info = views.job_info(job, conductor.scheduler, now)
+                    info = self._info(job)
                     if request.state in (None, info.state):
                         found.append(info)
                         if len(found) > request.limit:

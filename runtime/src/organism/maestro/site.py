@@ -36,4 +36,7 @@ class Site:
 
     @property
     def rules(self) -> Rules:
-        return Rules(self.settings.number("RETRY_BACKOFF_SEC"), self.settings.integer("MAX_LOST"))
+        settings = self.settings
+        return Rules(
+            settings.number("RETRY_BACKOFF_SEC"), settings.number("RETRY_BACKOFF_MAX_SEC"), settings.integer("MAX_LOST")
+        )

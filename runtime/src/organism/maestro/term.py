@@ -125,7 +125,10 @@ class Term:
     async def _check(self, conductor: Conductor, listeners: Listeners) -> None:
         """Jobs that no conductor has started yet are looked at as if they had just come in."""
         ledger, site = conductor.ledger, self.site
-        found = await listeners.known_results([job.task_id for job in ledger.jobs.values()])
+        needed = [need.task_id for job in ledger.jobs.values() if not job.attempt for need in job.after]
+        found = await listeners.known_results(
+            list(dict.fromkeys([*(job.task_id for job in ledger.jobs.values()), *needed]))
+        )
         taken = 0
         for job in list(ledger.jobs.values()):
             verdict = takeover.known(job, found.get(job.task_id))
@@ -147,6 +150,9 @@ class Term:
                 if why:
                     taken -= 1
                     await self._refuse(conductor, listeners, job, why, leave_result=True)
+        for job in list(ledger.waiting()):
+            if not job.attempt and (job.after or job.unique):
+                conductor.admit(job, listeners.ended(job.after, found))
 
     @staticmethod
     def _forget(conductor: Conductor, job: Job) -> None:

@@ -12,10 +12,12 @@ from organism.maestro.scheduler import Scheduler
 from organism.maestro.workers import Fleet, Gpu
 
 
-def job_info(job: Job, scheduler: Scheduler, now: float) -> JobInfo:
-    """An unfinished job, with why it waits."""
+def job_info(job: Job, scheduler: Scheduler, now: float, held: str = "") -> JobInfo:
+    """An unfinished job, with why it waits. ``held``: what for, when it is not for a GPU."""
     state, reason = job.state, job.reason
-    if job.phase == "waiting" and not job.busy:
+    if held:
+        reason = held
+    elif job.phase == "waiting" and not job.busy:
         blocked, reason = scheduler.why(job, now)
         if blocked:
             state = "waiting_gpu"
