@@ -76,6 +76,21 @@ class CpuPlan:
             "reasons": list(self.reasons),
         }
 
+    def table(self) -> str:
+        """A small table for people: a line a zone, then the reasons."""
+        kinds = {True: "E", False: "P"} if self.efficiency else {}
+        rows = [("zone", "CPUs", "cores", "nodes", *(("kinds",) if kinds else ()))]
+        for zone in ZONES:
+            cpus = set(self.zone(zone))
+            cores = [core for core in self.cores if cpus & set(core)]
+            nodes = [node for node, members in self.nodes.items() if cpus & set(members)]
+            mixed = "+".join(sorted({kinds[cpu in self.efficiency] for cpu in cpus}, reverse=True)) if kinds else ""
+            row = (zone.upper(), _cpu_list.render(cpus), str(len(cores)), _cpu_list.render(nodes))
+            rows.append((*row, *((mixed,) if kinds else ())))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)]) + "\n"
+
     def text(self) -> str:
         """The file's text."""
         return json.dumps(self.as_dict(), indent=1) + "\n"

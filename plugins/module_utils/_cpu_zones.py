@@ -98,6 +98,9 @@ def _computed(topology: Topology, wishes: Wishes) -> CpuPlan:
         units = _units(topology, boundary)
         if boundary != "core" and len(units) < 2 and wishes.boundary == "auto":
             continue  # there is one only, so there is nothing to keep apart
+        if boundary != "core" and len(units) < SMALLEST:
+            obstacles.append(f"zones share {_plural(boundary)}, because there are only {len(units)}")
+            continue
         zones, obstacle = _divide(topology, units, near, wishes, half=wishes.boundary == "auto" and boundary != "core")
         if zones is not None:
             host, vcpu, io = _flat(zones.host), _flat(zones.vcpu), _flat(zones.io)
