@@ -17,6 +17,7 @@ from ._bus import IDENTIFIER
 from ._keyvalue import Key, Schema, Settings, SettingsError
 from ._overlay import holding_mount, mounts
 from ._ramlayer import Layer
+from ._ramlayer_answers import Habits
 from ._root import Root
 from ._worker_settings import GPU_MAP, check_cpuset, parse_cpulist
 
@@ -37,6 +38,11 @@ def _consistent(settings: Settings) -> Iterable[str]:
                 yield f"{other} {second} must not be {one} or lie below it"
             elif one < other and f"{first}/".startswith(f"{second}/"):
                 yield f"{one} {first} must not lie below {other} {second}"
+    if settings.integer("SPILL_TO_PERCENT") >= settings.integer("SPILL_ABOVE_PERCENT"):
+        yield (
+            f"SPILL_TO_PERCENT {settings['SPILL_TO_PERCENT']} must be below "
+            f"SPILL_ABOVE_PERCENT {settings['SPILL_ABOVE_PERCENT']}"
+        )
     doubled = sorted({gpu for gpu in settings.words("GPU_IDS") if settings.words("GPU_IDS").count(gpu) > 1})
     if doubled:
         yield f"GPU_IDS names {', '.join(doubled)} more than once"
@@ -76,9 +82,23 @@ SCHEMA = Schema(
         Key("PREWARM_ON_BOOT", "boolean", True, "Bring files of base into RAM when a cache is mounted."),
         Key("PREWARM_MAX_FILE_MB", "integer", 128, "Only files below this many MiB are brought into RAM.", minimum=1),
         Key("PREWARM_PARALLEL", "integer", 4, "Files that are brought into RAM at once.", minimum=1, maximum=64),
+        Key("PREWARM_QUOTA_PERCENT", "integer", 50, "Prewarmed files fill at most this share of a cache.",
+            minimum=1, maximum=95),
+        Key("PIN", "list", [],
+            "Shell patterns of paths in a cache (models/base/*) that prewarming brings in first, of any size, and\n"
+            "that never leave RAM by a spill."),
         Key("HIGH_WATERMARK_PERCENT", "integer", 85,
-            "Prewarming stops here, and the status says 'high' above it: room for jobs to write.",
+            "Prewarming stops here, the status says 'high' above it, and new jobs get a directory on disk.",
             minimum=10, maximum=95),
+        Key("SPILL_ABOVE_PERCENT", "integer", 70,
+            "A cache that is fuller after a sync is emptied between two jobs: its coldest files go down to base.\n"
+            "100: never.", minimum=10, maximum=100),
+        Key("SPILL_TO_PERCENT", "integer", 50, "How full a cache may be after that.", minimum=0, maximum=95),
+        Key("SPILL_WAIT_SEC", "integer", 30,
+            "How long emptying waits for the running job's end; the next job waits for it then. It is tried again\n"
+            "after the next sync.", minimum=0, maximum=600),
+        Key("TEXTFILE_COLLECTOR", "path", "/var/lib/prometheus/node-exporter",
+            "Where each sync leaves its metrics, if the directory exists. Empty: nowhere.", optional=True),
         Key("MEMORY_SHARE_PERCENT", "integer", 50,
             "The caches together may take this share of the machine's memory; more is refused.", minimum=1, maximum=90),
         Key("GPU_WORKER_CPUSET", "text", "",
@@ -174,6 +194,20 @@ def layer(settings: Settings, gpu: str) -> Layer:
         high_percent=settings.integer("HIGH_WATERMARK_PERCENT"),
         service=f"gpucache@{gpu}.service",
         folders=FOLDERS,
+    )
+
+
+def habits(settings: Settings) -> Habits:
+    """How the caches are tended."""
+    return Habits(
+        largest_mb=settings.integer("PREWARM_MAX_FILE_MB"),
+        readers=settings.integer("PREWARM_PARALLEL"),
+        quota_percent=settings.integer("PREWARM_QUOTA_PERCENT"),
+        pins=tuple(settings.words("PIN")),
+        spill_above=settings.integer("SPILL_ABOVE_PERCENT"),
+        spill_to=settings.integer("SPILL_TO_PERCENT"),
+        spill_wait=settings.integer("SPILL_WAIT_SEC"),
+        textfiles=settings.text("TEXTFILE_COLLECTOR"),
     )
 
 

@@ -52,8 +52,8 @@ class Layer:
     """Where a layer lives and how large it may get. ``service`` is the unit that holds it, for messages.
 
     ``folders`` are made in an empty base, so that programs find the places they are promised. Nothing is made later.
-    ``state`` is the directory of locks and notes (tmpfs; by default beside ``ram``), ``command`` the program and what it
-    calls this layer, ``size_key`` the setting of its size, for messages.
+    ``state`` is the directory of locks and notes (tmpfs; by default beside ``ram``), ``command`` the command line of this
+    layer with ``{verb}`` in it, ``size_key`` the setting of its size, for messages.
     """
 
     name: str

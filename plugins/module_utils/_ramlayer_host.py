@@ -16,6 +16,7 @@ from . import _gpucache as gpucache
 from ._keyvalue import Key, Schema, Settings, SettingsError
 from ._overlay import holding_mount, mount_at, mounts
 from ._ramlayer import Layer
+from ._ramlayer_answers import Habits
 from ._root import Root
 
 CONFIG = "/etc/organism/ramlayer.conf"
@@ -109,6 +110,17 @@ def layer(settings: Settings, state: str = STATE) -> Layer:
         state=Path(state),
         command="ramlayer {verb}",
         size_key="RAM_MB",
+    )
+
+
+def habits(settings: Settings) -> Habits:
+    """How the layer is tended. Programs of the host keep it in use, so that it is not emptied while it is mounted."""
+    return Habits(
+        largest_mb=settings.integer("PREWARM_MAX_FILE_MB"),
+        readers=settings.integer("PREWARM_PARALLEL"),
+        quota_percent=settings.integer("PREWARM_QUOTA_PERCENT"),
+        pins=tuple(settings.words("PIN")),
+        textfiles=settings.text("TEXTFILE_COLLECTOR"),
     )
 
 

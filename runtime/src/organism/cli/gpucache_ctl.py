@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from organism._version import VERSION
 from organism.core import _gpucache as gpucache
@@ -75,8 +74,8 @@ def _detect(call: Call) -> tuple[Answer, list[str]]:
         "source": found.source,
         "gpus": [{"gpu": gpu, **known.get(gpu, {})} for gpu in found.ids],
         "pci": [{"address": address, "backend": backend} for address, backend in gpucache.pci_gpus(call.root)],
-        "cache_mb": memory.each_mb, "others_mb": others_mb, "total_mb": memory.total_mb, "machine_mb": memory.machine_mb,
-        "warnings": told, "cpu_caches": caches,
+        "cache_mb": memory.each_mb, "others_mb": others_mb, "total_mb": memory.total_mb,
+        "machine_mb": memory.machine_mb, "warnings": told, "cpu_caches": caches,
     }  # fmt: skip
     lines = [f"{len(found.ids)} GPUs, from {found.source}; {memory.sum_text}"]
     for gpu in found.ids:
@@ -245,7 +244,7 @@ def _known(command: str, given: Sequence[str], settings: Settings, root: Root) -
 
 
 def _each(call: Call, ids: Sequence[str]) -> tuple[int, Answer, list[str]]:
-    answers: list[Answer] = []
+    given: list[Answer] = []
     lines: list[str] = []
     work = ONE[call.arguments.command][0]
     for gpu in ids:
@@ -255,9 +254,9 @@ def _each(call: Call, ids: Sequence[str]) -> tuple[int, Answer, list[str]]:
         except (LayerError, OSError) as error:
             answer = {"gpu": gpu, "ok": False, "error": str(error)}
             lines.append(f"error: {error}")
-        answers.append(answer)
-    whole = all(answer["ok"] for answer in answers)
-    return (0 if whole else 1), {"ok": whole, "gpus": answers}, lines
+        given.append(answer)
+    whole = all(answer["ok"] for answer in given)
+    return (0 if whole else 1), {"ok": whole, "gpus": given}, lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
