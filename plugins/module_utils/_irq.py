@@ -33,7 +33,7 @@ _LOCKED_FLAGS = ("IRQD_AFFINITY_MANAGED", "IRQD_PER_CPU", "IRQD_NO_BALANCING")
 
 @dataclass(frozen=True)
 class Device:
-    """A PCI function. ``names``: its network interfaces or NVMe controllers; ``physfn``: the address of a VF's parent."""
+    """A PCI function. ``names``: its network interfaces or NVMe controllers; ``physfn``: the parent of a VF."""
 
     address: str
     kind: str
@@ -88,7 +88,7 @@ class Interrupts:
 
 
 def observe(root: Root) -> Interrupts:
-    """The interrupts of now. A vector that vanishes meanwhile is left out. Raises CpuListError for broken kernel text."""
+    """The interrupts of now. A vector that vanishes meanwhile is left out. Raises CpuListError."""
     devices = _devices(root)
     owners = _owners(root, devices)
     names = parse_interrupts(root.read_or_none("/proc/interrupts") or "")

@@ -191,7 +191,8 @@ def test_queue_numbers_of_the_drivers_that_there_are() -> None:
     def numbers(*names: str) -> list[int]:
         return _irq_plan.queue_numbers(_irq.Vector(n, (name,), (0,)) for n, name in enumerate(names))
 
-    assert numbers("mlx5_async0@pci:0000:03:00.0", "mlx5_comp0@pci:0000:03:00.0", "mlx5_comp1@pci:0000:03:00.0") == [
+    mlx5 = [f"mlx5_{what}@pci:0000:03:00.0" for what in ("async0", "comp0", "comp1")]
+    assert numbers(*mlx5) == [
         0,
         0,
         1,

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Trees of /proc/irq, sysfs and network devices in the kernel's shape, with what a test wants in them.
 
-The shapes are those of an i7-8700K host (12 CPUs) with a multiqueue NIC, an NVMe drive and two virtual functions, seen on
-Linux 6.12 and 6.18. Modes of ``smp_affinity_list`` are the kernel's: 0444 where it manages a vector.
+The shapes are those of an i7-8700K host (12 CPUs) with a multiqueue NIC, an NVMe drive and two virtual functions, seen
+on Linux 6.12 and 6.18. Modes of ``smp_affinity_list`` are the kernel's: 0444 where it manages a vector.
 """
 
 from __future__ import annotations
@@ -100,3 +100,49 @@ def vector(top: Path, number: int, name: str, *, locked: bool = False, modes: bo
 
 def mask(top: Path, number: int) -> str:
     return (top / f"proc/irq/{number}/smp_affinity_list").read_text().strip()
+
+
+def port(top: Path, name: str, *, rx: int = 1, tx: int = 1, address: str = "0000:03:00.0") -> None:
+    """A physical port; a single transmit queue has no xps_cpus, as the kernel has it."""
+    device = top / f"sys/devices/pci0000:00/{address}/virtio2"
+    device.mkdir(parents=True, exist_ok=True)
+    interface(top, name)
+    (top / f"sys/class/net/{name}/device").symlink_to(f"../../../devices/pci0000:00/{address}/virtio2")
+    if not (device / "driver").is_symlink():
+        (device / "driver").symlink_to("../../../../bus/virtio/drivers/virtio_net")
+    queues(top, name, rx, tx)
+
+
+def queues(top: Path, name: str, rx: int, tx: int) -> None:
+    """As many queues as said: those that are there keep their values, others come with the kernel's defaults."""
+    place = top / f"sys/class/net/{name}/queues"
+    for number in range(64):
+        for kind, count in (("rx", rx), ("tx", tx)):
+            queue = place / f"{kind}-{number}"
+            if number >= count and queue.exists():
+                for file in queue.iterdir():
+                    file.unlink()
+                queue.rmdir()
+            elif number < count and not queue.exists():
+                queue.mkdir(parents=True)
+                if kind == "rx":
+                    write(queue / "rps_cpus", "000")
+                    write(queue / "rps_flow_cnt", "0")
+            if number < count and kind == "tx" and tx > 1 and not (queue / "xps_cpus").exists():
+                write(queue / "xps_cpus", "000")
+
+
+def interface(top: Path, name: str, *lowers: str) -> None:
+    """A virtual interface that is built on others."""
+    place = top / "sys/class/net" / name
+    write(place / "ifindex", "7")
+    for lower in lowers:
+        (place / f"lower_{lower}").symlink_to(f"../{lower}")
+
+
+def default_route(top: Path, *interfaces: tuple[str, int]) -> None:
+    """IPv4 default routes with their metrics."""
+    lines = ["Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT"]
+    lines += [f"{name}\t00000000\t0100000A\t0003\t0\t0\t{metric}\t00000000\t0\t0\t0" for name, metric in interfaces]
+    lines.append("vmbr9\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0")
+    write(top / "proc/net/route", "\n".join(lines))
