@@ -28,7 +28,8 @@ options:
     type: raw
     required: true
   width:
-    description: Number of possible CPUs, so that the mask is as wide as the kernel prints it. 0 is as narrow as it can be.
+    description:
+      - Number of possible CPUs, so that the mask is as wide as the kernel prints it. V(0) is as narrow as it can be.
     type: int
     default: 0
 seealso:
