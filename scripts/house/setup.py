@@ -19,8 +19,8 @@ from . import debian
 from .places import Places
 from .steps import Steps
 
-# requirement files by what the verb is for; `test` holds everything that `demo` has
-FILES = {"demo": ("setup.txt",), "test": ("setup.txt", "test.txt", "lint.txt")}
+# requirement files by what the verb is for; `test` holds everything that the others have
+FILES = {"demo": ("setup.txt",), "rig": ("setup.txt",), "test": ("setup.txt", "test.txt", "lint.txt")}
 ALWAYS = ("constraints.txt", "nats.txt")
 
 
@@ -72,7 +72,7 @@ class _Plan:
             (venv / ".incomplete").touch()  # an interrupted run leaves it; the next one starts over
             steps.run([sys.executable, "-I", "-m", "venv", venv], env=env)
             steps.done()
-        pip: list[str | Path] = [places.python, "-m", "pip", "install", "-q", "--no-input"]
+        pip: list[str | Path] = [places.python, "-m", "pip", "install", "-q", "--no-input", "--no-compile"]
         constraint: list[str | Path] = ["-c", places.requirements / "constraints.txt"]
         if self.install:
             (venv / ".incomplete").touch()
