@@ -47,13 +47,15 @@ def present_masks(found: Interrupts) -> dict[str, str]:
     return masks
 
 
-def steer(root: Root, wish: IrqWish, *, check: bool = False) -> Outcome:
+def steer(root: Root, wish: IrqWish, *, check: bool = False, strict: bool = True) -> Outcome:
     """Move what differs; what an earlier wish moved and this one does not goes back.
+
+    ``strict=False``: wishes for devices that are not there are passed over.
 
     Raises IrqPlanError before anything has changed, SteeringError or OSError.
     """
     found = observe(root)
-    planned = plan(found, wish)
+    planned = plan(found, wish, strict=strict)
     earlier = EarlierState(CAPABILITY, root)
     masks = present_masks(found)
     wanted = planned.wanted()
@@ -67,7 +69,7 @@ def steer(root: Root, wish: IrqWish, *, check: bool = False) -> Outcome:
     # A refusal tells an older kernel's managed vector from one that can be steered: it was never changed.
     never_ours = [key for key in refused if earlier.kept.get(key, Kept(0, 0)).before == masks.get(key)]
     earlier.forget([*back, *never_ours])
-    after = plan(_with_refusals(observe(root), refused), wish)
+    after = plan(_with_refusals(observe(root), refused), wish, strict=strict)
     wrong = [row for row in (steering.row() for steering in after.steerings) if row["state"] == "wrong"]
     if wrong:
         raise SteeringError(

@@ -131,11 +131,16 @@ class IrqPlan:
         return held
 
 
-def check_wish(wish: IrqWish, found: Interrupts) -> None:
-    """Refuse unknown devices and zones, and CPUs that are not online. Raises IrqPlanError."""
+def unknown_devices(wish: IrqWish, found: Interrupts) -> list[str]:
+    """Names in a wish that nothing here has."""
     known = _known(found)
-    unknown = sorted(name for name in wish.devices if name not in known)
-    if unknown:
+    return sorted(name for name in wish.devices if name not in known)
+
+
+def check_wish(wish: IrqWish, found: Interrupts, *, strict: bool = True) -> None:
+    """Refuse unknown devices (if ``strict``) and zones, and CPUs that are not online. Raises IrqPlanError."""
+    unknown = unknown_devices(wish, found)
+    if unknown and strict:
         likely = ", ".join(sorted({name for device in found.devices for name in device.names})) or "none"
         raise IrqPlanError(
             f"no such device: {', '.join(unknown)}. Name a PCI address, a network interface or an NVMe controller of "
@@ -153,9 +158,9 @@ def check_wish(wish: IrqWish, found: Interrupts) -> None:
             )
 
 
-def plan(found: Interrupts, wish: IrqWish) -> IrqPlan:
-    """Raises IrqPlanError."""
-    check_wish(wish, found)
+def plan(found: Interrupts, wish: IrqWish, *, strict: bool = True) -> IrqPlan:
+    """``strict=False`` lives with wishes for devices that are not there (any more). Raises IrqPlanError."""
+    check_wish(wish, found, strict=strict)
     steerings: list[Steering] = []
     devices = sorted({v.device for v in found.vectors if v.device is not None}, key=lambda device: device.address)
     given = _given(found, wish)

@@ -42,14 +42,17 @@ def record(nics: Nics, name: str) -> EarlierState:
     return EarlierState(CAPABILITY if name == DEFAULT_NAME else f"{CAPABILITY}-{name}", nics.root)
 
 
-def steer(nics: Nics, wishes: Mapping[str, NicWish], *, check: bool = False) -> Outcome:
+def steer(nics: Nics, wishes: Mapping[str, NicWish], *, check: bool = False, strict: bool = True) -> Outcome:
     """Set what differs; what an earlier wish set and none wants now goes back.
+
+    ``strict=False``: interfaces that are not there are told as unsupported.
 
     Raises NetdevError or NicPlanError before anything has changed, NicError, OSError or CommandError.
     """
     for wish in wishes.values():
         check_wish(wish, nics.online())
-    resolved = {name: _netdev.ports(nics.root, wish.interfaces) for name, wish in wishes.items()}
+    missing: list[Unsupported] = []
+    resolved = {name: _resolve(nics, wish, strict, missing) for name, wish in wishes.items()}
     records = {name: record(nics, name) for name in wishes}
     tc = any(wish.qdisc for wish in wishes.values()) or _has_qdisc(records.values())
     before = _observe(nics, {port for names in resolved.values() for port in names}, records.values(), tc)
@@ -73,7 +76,7 @@ def steer(nics: Nics, wishes: Mapping[str, NicWish], *, check: bool = False) -> 
         if key not in refused and (key in planned.wanted or key in back):
             difference.add(key, values.get(key), changes[key])
     after = before if check or not changes else _observe(nics, before, [], tc)
-    outcome = Outcome(difference, after, unsupported=planned.unsupported, kept=kept)
+    outcome = Outcome(difference, after, unsupported=[*missing, *planned.unsupported], kept=kept)
     outcome.settings = _rows(planned, values, _values(after), refused, check=check)
     wrong = [row for row in outcome.settings if not row["ok"]]
     if wrong and not check:
@@ -86,7 +89,7 @@ def steer(nics: Nics, wishes: Mapping[str, NicWish], *, check: bool = False) -> 
 def restore(nics: Nics, name: str, others: Mapping[str, NicWish], *, check: bool = False) -> Outcome:
     """Take the wish of this name back, where no other wish holds the same. Raises as ``steer`` does."""
     earlier = record(nics, name)
-    resolved = {other: _netdev.ports(nics.root, wish.interfaces) for other, wish in others.items()}
+    resolved = {other: _resolve(nics, wish, False, []) for other, wish in others.items()}
     tc = _has_qdisc([earlier]) or any(wish.qdisc for wish in others.values())
     before = _observe(nics, {port for names in resolved.values() for port in names}, [earlier], tc)
     held = _plan(nics, before, resolved, others).wanted
@@ -104,6 +107,18 @@ def restore(nics: Nics, name: str, others: Mapping[str, NicWish], *, check: bool
         _set_all(nics, {key: value for key, value in rest.items() if key in now and now[key] != value})
         earlier.forget()
     return Outcome(difference, before, kept=kept)
+
+
+def _resolve(nics: Nics, wish: NicWish, strict: bool, missing: list[Unsupported]) -> list[str]:
+    found: set[str] = set()
+    for interface in wish.interfaces:
+        try:
+            found.update(_netdev.ports(nics.root, [interface]))
+        except _netdev.NetdevError as error:
+            if strict:
+                raise
+            missing.append(Unsupported(interface, "interface", str(error)))
+    return sorted(found)
 
 
 def _apply(

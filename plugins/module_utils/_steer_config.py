@@ -24,6 +24,8 @@ PATH = "/etc/organism/steer.json"
 LOCK = "/run/organism/steer.lock"
 FORMAT = 1
 SECTIONS = ("irq", "nic")
+DRIFT_CHECK = 600
+"""Seconds. Events bring every change that the kernel announces; this finds the others."""
 
 
 class SteerConfigError(ValueError):
@@ -44,6 +46,12 @@ def load(root: Root) -> dict[str, dict[str, Any]]:
     if not all(isinstance(section, dict) for section in sections.values()):
         raise SteerConfigError(f"{PATH}: a section is no object; remove the file and run level 3 again")
     return sections
+
+
+def seconds_of(sections: Mapping[str, Mapping[str, Any]]) -> int:
+    """Seconds between two looks without an event: the least that a section asks for."""
+    asked = [section.get("drift_check", DRIFT_CHECK) for section in sections.values()]
+    return min([int(value) for value in asked if isinstance(value, int) and value > 0], default=DRIFT_CHECK)
 
 
 def write_section(root: Root, name: str, section: Mapping[str, Any] | None) -> None:
@@ -72,3 +80,13 @@ def locked(root: Root) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(root: Root, *, really: bool) -> Iterator[None]:
+    """The lock, unless nothing will be written (check mode)."""
+    if not really:
+        yield
+        return
+    with locked(root):
+        yield
