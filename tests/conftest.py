@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One session, its tiers in order (unit, gates, service, lab), and an account of each at the end.
+"""One session, its tiers in order (unit, gates, service, lab, rig), and an account of each at the end.
 
 Also makes this checkout importable as the collection it is, whatever its folder is called.
 """
@@ -19,12 +19,13 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("ORGANISM_CACHE") or REPO / ".cache").absolute()
-TIERS = ("unit", "gates", "service", "lab")
+TIERS = ("unit", "gates", "service", "lab", "rig")
 TIER_HELP = {
     "unit": "library and modules on recorded trees; no root, no network",
     "gates": "checkers, documentation, packaging",
     "service": "real nats-server, overlay mounts, processes; root",
     "lab": "the roles on real systemd, in containers; root",
+    "rig": "the levels on a real kernel, in a virtual machine",
 }
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Takes the lab down, then removes what was made in this checkout: first what runs, then what lies around."""
+"""Takes lab and rigs down, then removes what was made in this checkout: first what runs, then what lies around."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .places import Places
 
-# what --keep-cache keeps: downloads, so that the next run need not fetch them again
-DOWNLOADS = ("pip", "wheels")
+# what --keep-cache keeps: downloads and what is built of them, so that the next run need not fetch them again
+DOWNLOADS = ("pip", "wheels", "rig")
 # beside the cache: what checkers and the editable installation leave in the checkout
 LEFT_BEHIND = (
     ".mypy_cache",
@@ -27,20 +27,23 @@ LEFT_BEHIND = (
 
 
 def clean(places: Places, *, keep_cache: bool) -> int:
-    """Remove everything made here; says what. The cache stays when the lab could not be taken down: it is in there."""
-    if places.python.exists():
-        command: list[str | Path] = [places.python, "-m", "lab", "clean"]
-        code = subprocess.run(command, cwd=places.repo, env=places.environment(), check=False).returncode
-        if code != 0:
-            _say(f"the lab could not be taken down (exit {code}), so {places.cache} stays; see above")
+    """Remove everything made here; says what. The cache stays when lab or rig could not be taken down: it holds them."""
+    for name, words in (("lab", ["lab", "clean"]), ("rig", ["rig", "down", "--all"])):
+        if places.python.exists():
+            command: list[str | Path] = [places.python, "-m", *words]
+            code = subprocess.run(command, cwd=places.repo, env=places.environment(), check=False).returncode
+            if code != 0:
+                _say(f"the {name} could not be taken down (exit {code}), so {places.cache} stays; see above")
+                return 1
+        elif (places.cache / name).exists():
+            _say(
+                f"there is a {name} but no virtual environment to take it down with: './run setup', then './run clean'"
+            )
             return 1
-    elif (places.cache / "lab").exists():
-        _say("there is a lab but no virtual environment to take it down with: './run setup', then './run clean'")
-        return 1
     doomed = [places.repo / name for name in LEFT_BEHIND]
     if places.cache.exists():
         doomed += [path for path in sorted(places.cache.iterdir()) if not (keep_cache and path.name in DOWNLOADS)]
-    for folder in ("plugins", "runtime", "lab", "tests", "scripts"):
+    for folder in ("plugins", "runtime", "lab", "rig", "tests", "scripts"):
         doomed += sorted((places.repo / folder).rglob("__pycache__"))
     mounts = _mounts_below(places.cache)
     if mounts:

@@ -15,7 +15,9 @@ _organism_run() {
       clean) mapfile -t COMPREPLY < <(compgen -W '--keep-cache' -- "$word") ;;
       completion) mapfile -t COMPREPLY < <(compgen -W 'bash zsh' -- "$word") ;;
       lab) mapfile -t COMPREPLY < <(compgen -W 'up down status ssh play' -- "$word") ;;
-      test) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+      rig) mapfile -t COMPREPLY < <(compgen -W '@RIG@' -- "$word") ;;
+      rig-down) mapfile -t COMPREPLY < <(compgen -W '--name --purge' -- "$word") ;;
+      test | rig-test) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
     esac
   fi
 }
@@ -32,7 +34,9 @@ _organism_run() {
       clean) compadd -- --keep-cache ;;
       completion) compadd -- bash zsh ;;
       lab) compadd -- up down status ssh play ;;
-      test) _files ;;
+      rig) compadd -- @RIG@ ;;
+      rig-down) compadd -- --name --purge ;;
+      test | rig-test) _files ;;
     esac
   fi
 }

@@ -28,7 +28,21 @@ TEST = {
     "strace": "counts what the durability tests must see",
     "systemd": "systemd-analyze, which verifies the units",
 }
-WANTED = {"demo": LAB, "test": LAB | TEST}
+RIG = {
+    "ca-certificates": "TLS to the package index",
+    "acpica-tools": "compiles the rig's table of processor frequencies",
+    "debian-archive-keyring": "checks what the rig's disk is built from",
+    "dosfstools": "the EFI partition of the rig's disk",
+    "e2fsprogs": "the root file system of the rig's disk",
+    "fdisk": "partitions the rig's disk",
+    "mmdebstrap": "builds the rig's Debian",
+    "mtools": "fills the EFI partition",
+    "openssh-client": "the way into the rig",
+    "qemu-system-x86": "runs the rig",
+    "qemu-utils": "the rig's disks",
+    "util-linux": "setpriv, which ties the rig to its keeper",
+}
+WANTED = {"demo": LAB, "rig": RIG, "test": LAB | RIG | TEST}
 
 
 def missing(packages: dict[str, str]) -> list[str]:

@@ -51,6 +51,44 @@ def _lab(places: Places, words: list[str]) -> int:
     return _become(places, "-m", "lab", *words)
 
 
+RIG_VERBS = (
+    "up",
+    "ssh",
+    "status",
+    "reboot",
+    "reset",
+    "restart",
+    "restore",
+    "play",
+    "put",
+    "get",
+    "qmp",
+    "serial",
+    "down",
+)
+
+
+def _rig(places: Places, words: list[str]) -> int:
+    setup.ensure(places, "rig")
+    return _become(places, "-m", "rig", *words)
+
+
+def _rig_down(places: Places, words: list[str]) -> int:
+    name = []
+    if words[:1] == ["--name"]:
+        name, words = words[:2], words[2:]
+    if words not in ([], ["--purge"]):
+        raise UsageError("rig-down takes nothing but --name NAME and --purge")
+    setup.ensure(places, "rig")
+    return _become(places, "-m", "rig", *name, "down", *words)
+
+
+def _rig_test(places: Places, words: list[str]) -> int:
+    setup.ensure(places, "test")
+    os.environ["ORGANISM_RIG_WHOLE"] = "1"
+    return _become(places, "-m", "pytest", "tests/rig", *words)
+
+
 def _test(places: Places, words: list[str]) -> int:
     setup.ensure(places, "test")
     return _become(places, "-m", "pytest", *words)
@@ -89,7 +127,7 @@ def _completion(_places: Places, words: list[str]) -> int:
     scripts = {"bash": BASH, "zsh": ZSH}
     if len(words) != 1 or words[0] not in scripts:
         raise UsageError("completion wants the name of the shell: bash or zsh")
-    sys.stdout.write(scripts[words[0]].replace("@VERBS@", " ".join(VERBS)))
+    sys.stdout.write(scripts[words[0]].replace("@VERBS@", " ".join(VERBS)).replace("@RIG@", " ".join(RIG_VERBS)))
     return 0
 
 
@@ -112,9 +150,10 @@ VERBS = {
     "lab": Verb("the throw-away machines by themselves", _lab, "up|down|status|ssh|play ..."),
     "bench": Verb("measure against the stored baseline", None),
     "chaos": Verb("kill things while jobs run", None, "SUITE=jobs|ram"),
-    "rig": Verb("virtual machines with a real kernel and twelve GPUs", None),
-    "rig-test": Verb("every level on the rig", None),
-    "clean": Verb("take the lab down and remove what was made here", _clean, "[--keep-cache]"),
+    "rig": Verb("a virtual machine with a real kernel and twelve GPUs", _rig, "[" + "|".join(RIG_VERBS[:6]) + "|...]"),
+    "rig-down": Verb("take the rig down; --purge removes its image, too", _rig_down, "[--purge]"),
+    "rig-test": Verb("every level on the rig, with its reboots", _rig_test, "[pytest arguments]"),
+    "clean": Verb("take lab and rig down and remove what was made here", _clean, "[--keep-cache]"),
     "completion": Verb('print completion of these verbs: eval "$(./run completion bash)"', _completion, "bash|zsh"),
     "help": Verb("this", _help),
 }

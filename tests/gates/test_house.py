@@ -91,6 +91,7 @@ def test_make_calls_run(gate: Any) -> None:
 
 
 TIERS = {
+    "rig": "def test_rig(): pass\n",
     "lab": "def test_lab(): pass\n",
     "unit": "import pytest\ndef test_one(): pass\ndef test_two(): pytest.skip('no unicorn here')\n",
     "service": "import pytest\n@pytest.mark.skip(reason='no unicorn here')\ndef test_service(): pass\n",
@@ -99,7 +100,7 @@ TIERS = {
 
 
 def session(gate: Any, top: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A pytest session of its own with this project's conftest and settings, on four little tiers."""
+    """A pytest session of its own with this project's conftest and settings, on five little tiers."""
     tests = top / "tests"
     for tier, text in TIERS.items():
         (tests / tier).mkdir(parents=True)
@@ -115,14 +116,14 @@ def test_tiers_run_in_order_and_the_account_comes_last(gate: Any, tmp_path: Path
     done = session(gate, tmp_path)
     assert done.returncode == 1
     assert re.findall(r"^tier (\w+): (\d+) tests?", done.stdout, re.MULTILINE) == [
-        *(("unit", "2"), ("gates", "1"), ("service", "1"), ("lab", "1")),
+        *(("unit", "2"), ("gates", "1"), ("service", "1"), ("lab", "1"), ("rig", "1")),
     ]
     lines = done.stdout.rstrip().splitlines()
     marks = ["short test summary info", " tiers ", "SKIPPED: 2", " in "]
     places = [max(n for n, line in enumerate(lines) if line.startswith("=") and mark in line) for mark in marks]
     assert places == sorted(places), done.stdout
     assert places[-1] == len(lines) - 1
-    assert re.fullmatch(r"=+ 1 failed, 2 passed, 2 skipped in \S+ =+", lines[-1]), lines[-1]
+    assert re.fullmatch(r"=+ 1 failed, 3 passed, 2 skipped in \S+ =+", lines[-1]), lines[-1]
     table = {line.split()[0]: line.split()[1:6] for line in lines[places[1] + 1 : places[2]]}
     assert table["unit"] == ["2", "1", "0", "0", "1"]
     assert table["gates"] == ["1", "0", "1", "0", "0"]
@@ -133,6 +134,6 @@ def test_tiers_run_in_order_and_the_account_comes_last(gate: Any, tmp_path: Path
 def test_tiers_that_were_not_chosen_are_named(gate: Any, tmp_path: Path) -> None:
     done = session(gate, tmp_path, "tests/unit", "-k", "one")
     assert done.returncode == 0
-    assert "not chosen in this run: gates, service, lab" in done.stdout
+    assert "not chosen in this run: gates, service, lab, rig" in done.stdout
     assert "nothing was skipped" in done.stdout
     assert re.fullmatch(r"=+ 1 passed, 1 deselected in \S+ =+", done.stdout.rstrip().splitlines()[-1])

@@ -26,11 +26,12 @@ def test_ruff_format(gate: Any) -> None:
         # the same library once more, as the modules see it
         pytest.param("ansible_collections.organism.proxmox.plugins", id="modules"),
         pytest.param("lab", id="lab"),
+        pytest.param("rig", id="rig"),
         pytest.param("house", id="house"),
     ],
 )
 def test_mypy_strict(gate: Any, package: str) -> None:
-    paths = {"house": gate.repo / "scripts", "lab": gate.repo}
+    paths = {"house": gate.repo / "scripts", "lab": gate.repo, "rig": gate.repo}
     path = paths.get(
         package, gate.cache / "collections" if package.startswith("ansible") else gate.repo / "runtime/src"
     )
