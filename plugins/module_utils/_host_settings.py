@@ -12,6 +12,7 @@ key                            value                                            
 ``unit:NAME``                  ``enabled`` (UnitFileState) and ``active``          (not used)
 ``module:NAME``                is the kernel module loaded?                        (not used)
 ``folder:/path``               True: a folder that had to be made for a file       no folder
+``restart:NAME``               files that the unit reads only when it starts       (not used)
 =============================  =================================================  ======================
 
 Values that stay are set twice: live, and in a file that sets them at boot; both are compared each time.
@@ -87,9 +88,9 @@ class BootFiles:
 
 
 def kind(key: str) -> str:
-    """sysctl, sysfs, unit, module, folder or file."""
+    """sysctl, sysfs, unit, module, folder, restart or file."""
     before, colon, _ = key.partition(":")
-    if colon and before in ("unit", "module", "folder"):
+    if colon and before in ("unit", "module", "folder", "restart"):
         return before
     if key.startswith(f"{_sysctl.TOP}/"):
         return "sysctl"
@@ -242,6 +243,7 @@ class Plan:
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
     forget: list[str] = field(default_factory=list)
+    restarts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # unit -> files that it reads when it starts
 
     @property
     def difference(self) -> Difference:
@@ -304,7 +306,7 @@ def present_value(key: str, root: Root, units: Mapping[str, UnitState]) -> Any:
 
 def unit_names(wish: Wish, earlier: EarlierState) -> list[str]:
     """Every unit that the wish or the record names."""
-    recorded = [key.removeprefix("unit:") for key in earlier.kept if kind(key) == "unit"]
+    recorded = [key.partition(":")[2] for key in earlier.kept if kind(key) in ("unit", "restart")]
     return sorted({*(unit.name for unit in wish.units), *recorded})
 
 
@@ -323,21 +325,27 @@ def plan(wish: Wish, earlier: EarlierState, root: Root, units: Mapping[str, Unit
     SettingsRefused, OSError.
     """
     aims = _Resolver(wish, root, units).resolve()
-    keys = {*aims.values, *earlier.kept}
+    recorded = [key for key in earlier.kept if kind(key) != "restart"]
+    restarts = {key: f"unit:{key.partition(':')[2]}" for key in earlier.kept if kind(key) == "restart"}
+    keys = {*aims.values, *recorded, *restarts.values()}
     keys |= {half for key in keys if (half := _sysctl.OTHER_HALF.get(key)) and root.exists(half)}
     now = {key: present_value(key, root, units) for key in keys}
     result = Plan(wish, aims, now)
+    result.restarts = {
+        **{key.partition(":")[2]: tuple(earlier.kept[key].set) for key in restarts},
+        **{unit.name: unit.restart_on for unit in wish.units if unit.restart_on},
+    }
     for key, aim in aims.values.items():
         if not met(key, now[key], aim):
             result.changes[key] = (now[key], aim)
-    dropped = [key for key in earlier.kept if key not in aims.values and not _needed(key, aims)]
+    dropped = [key for key in recorded if key not in aims.values and not _needed(key, aims)]
     # compared by meaning, as a value may have another spelling than the one that was written
     seen = {key: _as_recorded(key, now[key], earlier) for key in dropped}
     back, others = earlier.to_restore({**{key: kept.before for key, kept in earlier.kept.items()}, **seen})
     for key, value in back.items():
         result.changes[key] = (now[key], value)
     result.others = {key: value for key, value in others.items() if kind(key) != "folder"}
-    result.forget = dropped
+    result.forget = [*dropped, *(key for key, unit in restarts.items() if unit not in aims.values)]
     return result
 
 

@@ -112,6 +112,9 @@ class _Hand:
                 half = _sysctl.OTHER_HALF.get(key)
                 if half and half not in self.plan.aims.values and self.plan.now.get(half, "0") != "0":
                     kept[half] = Kept(self.plan.now[half], "0")
+        for unit in self.plan.wish.units:
+            if unit.restart_on:  # so that taking the files back makes the unit start again, too
+                kept[f"restart:{unit.name}"] = Kept(list(unit.restart_on), list(unit.restart_on))
         if kept:
             self.earlier.remember(kept)
 
@@ -189,14 +192,13 @@ class _Hand:
             self.done.append(f"{key} {before} -> {after}")
 
     def _restarts(self, calls: list[tuple[str, ...]], files: list[str]) -> list[tuple[str, ...]]:
-        """The calls that switch on, and a restart of running units whose files have changed."""
-        names = [
-            unit.name
-            for unit in self.plan.wish.units
-            if set(unit.restart_on) & set(files)
-            and unit.active is not False
-            and (self.plan.now.get(f"unit:{unit.name}") or {}).get("active")
-        ]
+        """The calls that switch on, and a restart of units that run on and whose files have changed."""
+        names = []
+        for name, reads in sorted(self.plan.restarts.items()):
+            now = self.plan.now.get(f"unit:{name}") or {}
+            aim = self.plan.changes.get(f"unit:{name}", (now, now))[1]
+            if set(reads) & set(files) and now.get("active") and aim["active"]:
+                names.append(name)
         return [*calls, ("restart", *names)] if names else calls
 
     def _read_back(self) -> list[dict[str, Any]]:

@@ -186,6 +186,19 @@ def test_a_unit_may_come_with_a_file_of_the_call_and_starts_again_when_it_change
     assert not (host.top / "etc/systemd").exists()
 
 
+def test_a_unit_that_ran_before_starts_again_on_its_earlier_file(host: Host) -> None:
+    path = "/etc/systemd/thing.conf"
+    host.put(path, "size=9\n")
+    host.units = {"thing.service": Unit("static", "active")}
+    earlier = host.snapshot()
+    unit = {"name": "thing.service", "active": True, "restart_on": [path]}
+    host.call(files=[{"path": path, "content": "size=1\n"}], units=[unit])
+    assert "systemctl --no-ask-password restart thing.service" in host.ran
+    assert not host.call(files=[{"path": path, "content": "size=1\n"}], units=[unit]).difference
+    assert "systemctl restart thing.service" in host.call().done
+    assert (host.snapshot(), host.record().exists()) == (earlier, False)
+
+
 def test_udev_reads_its_rules_again_and_values_it_sets_are_not_set_twice(host: Host) -> None:
     rule = {"path": "/etc/udev/rules.d/60-x.rules", "content": "x\n"}
     host.call(files=[rule], udev_trigger=["block"], live={"/sys/kernel/mm/ksm/run": 1})
