@@ -11,7 +11,7 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,8 +100,18 @@ class Result:
         }
 
 
-def pin(hands: Hands, wish: Wish, zones: Zones, *, confine: bool = True, dry: bool = False) -> Result:
+def pin(
+    hands: Hands,
+    wish: Wish,
+    zones: Zones,
+    *,
+    confine: bool = True,
+    dry: bool = False,
+    pending: Mapping[str, Sequence[int]] | None = None,
+) -> Result:
     """Pin a VM, or (``dry``) say what that would change.
+
+    ``pending``: CPUs that other VMs (by their labels) are about to get in the same run.
 
     Raises PinRefusedError before anything has changed, QmpError, QemuError, PinError, CommandError, OSError.
     """
@@ -109,20 +119,27 @@ def pin(hands: Hands, wish: Wish, zones: Zones, *, confine: bool = True, dry: bo
     if machine is None:
         return Result(wish.target.name, Difference(), notes=("it does not run, and will be pinned at its start",))
     if dry:
-        return _plan(hands, machine, wish, zones, confine)[0]
+        return _plan(hands, machine, wish, zones, confine, pending or {})[0]
     with _qemu_records.locked(hands.root):
-        planned, record = _plan(hands, machine, wish, zones, confine)
+        planned, record = _plan(hands, machine, wish, zones, confine, pending or {})
         _qemu_records.save(hands.root, record)
     if planned.scope is not None and planned.scope[0] != planned.scope[1] and wish.target.vmid is not None:
         _qemu_scope.limit(wish.target.vmid, planned.scope[1], hands.run)
     return _carry_out(hands, machine, planned, zones)
 
 
-def _plan(hands: Hands, machine: Machine, wish: Wish, zones: Zones, confine: bool) -> tuple[Result, Record]:
+def _plan(
+    hands: Hands,
+    machine: Machine,
+    wish: Wish,
+    zones: Zones,
+    confine: bool,
+    pending: Mapping[str, Sequence[int]],
+) -> tuple[Result, Record]:
     root, target = hands.root, wish.target
     old = _qemu_records.load_record(root, target.name)
     threads = _qemu.threads(root, machine, hands.ask)
-    used = _qemu_records.holders(root, target.name)
+    used = {**_qemu_records.holders(root, target.name), **pending}
     vcpus = _qemu_plan.assign(target.label, threads, zones, used, wish.ratio, old.vcpus if old else None)
     known = old is not None and old.of(machine)
     difference, pins = Difference(), []

@@ -24,6 +24,7 @@ from typing import Any
 
 from . import _cpu_list, _cpu_plan, _qemu, _topology
 from ._atomic import write_atomic
+from ._cpu_plan import CpuPlan
 from ._qemu import Machine, QemuError, Target
 from ._qemu_plan import PinRefusedError, Zones
 from ._root import Root
@@ -32,6 +33,10 @@ CONFIG = "/etc/organism/qemu_pin.json"
 OVERRIDE = "/etc/organism/extreme.conf"
 RECORDS = "/run/organism/pins"
 FORMAT = 1
+
+
+class NoPlanError(PinRefusedError):
+    """Neither a plan nor zones are known."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,14 @@ def override(root: Root) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def zones(root: Root, vcpu: str = "", io: str = "") -> Zones:
+def zones(root: Root, vcpu: str = "", io: str = "", foretold: CpuPlan | None = None) -> Zones:
     """The zones: those that are named here, else those of extreme.conf, else the stored CPU plan's.
+
+    ``foretold``: the plan that an earlier task would have stored, in check mode.
 
     Raises PinRefusedError for CPUs that are not online and zones that overlap in part, QemuError, CpuPlanError.
     """
-    central, plan = override(root), _cpu_plan.load(root)
+    central, plan = override(root), _cpu_plan.load(root) or foretold
     host_text = central.get("HOST_CPUS", "")
     sources, chosen = [], {}
     for name, given, key in (("vcpu", vcpu, "VCPU_CPUS"), ("io", io, "IO_CPUS")):
@@ -153,7 +160,7 @@ def zones(root: Root, vcpu: str = "", io: str = "") -> Zones:
             elif plan is not None:
                 chosen[name], source = plan.zone(name), _cpu_plan.PATH
             else:
-                raise PinRefusedError("no CPU plan is stored: run level 1 (cpu_plan), or name vcpu_cpus and io_cpus")
+                raise NoPlanError("no CPU plan is stored: run level 1 (cpu_plan), or name vcpu_cpus and io_cpus")
         except _cpu_list.CpuListError as error:
             raise PinRefusedError(f"{name}_cpus: {error}") from error
         sources.append(source)
