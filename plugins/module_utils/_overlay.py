@@ -11,23 +11,28 @@ PRIVATE to the organism.proxmox collection.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ._root import Root
 
 # Explicit, so that a distribution's module parameters cannot change what lies on disk: no index, no metadata-only
-# copies and no redirects means that upper is plain files, whiteouts and opaque directories.
-OPTIONS = "index=off,metacopy=off,redirect_dir=off"
+# copies and no redirects means that upper is plain files, whiteouts and opaque directories. xino=off: what stat(2) says
+# of a file is its inode in upper. strictatime: a store through a shared mapping changes neither mtime nor ctime on
+# tmpfs, but mmap(2) sets the time of access: that is how a sync finds files that were mapped and are not any more.
+OPTIONS = "index=off,metacopy=off,redirect_dir=off,xino=off,strictatime"
 # The only overlay attribute with a meaning beyond one mount. origin and impure name inodes of the lower file system
 # that was mounted then; restoring them over another mount would be a lie.
 KEPT_ATTRIBUTES = frozenset({"trusted.overlay.opaque"})
 _OVERLAY = "trusted.overlay."
+_NESTED = "trusted.overlay.overlay."  # an overlay's own attributes within an overlay are escaped so: they are a user's
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -90,11 +95,11 @@ def _plain(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), text)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One name of a tree with everything that a copy has to keep, and the inode that tells its hard links.
 
-    ``kind`` is ``file``, ``dir``, ``link``, ``whiteout`` or ``special``; ``allocated`` is bytes of blocks.
+    ``kind`` is ``file``, ``dir``, ``link``, ``whiteout``, ``fifo``, ``socket``, ``char`` or ``block``; ``allocated`` is
+    bytes of blocks. ``ctime_ns`` and ``atime_ns`` tell whether it was touched since; copies do not keep them.
     """
 
     kind: str
@@ -109,6 +114,8 @@ class Entry:
     inode: int = 0
     links: int = 1
     allocated: int = 0
+    ctime_ns: int = 0
+    atime_ns: int = 0
 
     @property
     def opaque(self) -> bool:
@@ -121,7 +128,7 @@ class Entry:
             return (self.kind,)
         return (
             self.kind, self.mode, self.uid, self.gid, self.mtime_ns, self.attributes,
-            self.size if self.kind == "file" else 0, self.rdev, self.target,
+            self.size if self.kind == "file" else 0, self.rdev if self.kind in ("char", "block") else 0, self.target,
         )  # fmt: skip
 
 
@@ -135,39 +142,44 @@ def read_entry(path: Path | str) -> Entry:
     return Entry(
         kind, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns,
         status.st_rdev, target, attributes, status.st_ino, status.st_nlink, status.st_blocks * 512,
+        status.st_ctime_ns, status.st_atime_ns,
     )  # fmt: skip
 
 
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
+          stat.S_IFSOCK: "socket", stat.S_IFCHR: "char", stat.S_IFBLK: "block"}  # fmt: skip
+
+
 def _kind(status: os.stat_result) -> str:
-    if stat.S_ISREG(status.st_mode):
-        return "file"
-    if stat.S_ISDIR(status.st_mode):
-        return "dir"
-    if stat.S_ISLNK(status.st_mode):
-        return "link"
-    return "whiteout" if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0 else "special"
+    kind = _KINDS[stat.S_IFMT(status.st_mode)]
+    return "whiteout" if kind == "char" and status.st_rdev == 0 else kind
 
 
 def _attributes(path: Path | str) -> tuple[tuple[str, bytes], ...]:
-    return tuple(
-        (name, os.getxattr(path, name, follow_symlinks=False))
-        for name in sorted(os.listxattr(path, follow_symlinks=False))
-        if name in KEPT_ATTRIBUTES or not name.startswith(_OVERLAY)
-    )
+    found = []
+    for name in sorted(os.listxattr(path, follow_symlinks=False)):
+        if name in KEPT_ATTRIBUTES or name.startswith(_NESTED) or not name.startswith(_OVERLAY):
+            try:
+                found.append((name, os.getxattr(path, name, follow_symlinks=False)))
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # removed since it was listed
+                    raise
+    return tuple(found)
 
 
-def scan(top: Path) -> dict[str, Entry]:
-    """Every name below a directory by its relative path, parents first; ``.`` is the directory itself.
+def scan(top: Path, below: str = ".") -> dict[str, Entry]:
+    """Every name of a tree by its relative path, parents first; ``.`` is the directory itself.
 
-    A name that disappears while the tree is read is left out: a live layer is allowed to change. Raises OSError else.
+    ``below`` restricts it to one name and what is under it. A name that disappears while the tree is read is left out:
+    a live layer is allowed to change. Raises OSError else.
     """
-    found: dict[str, Entry] = {".": read_entry(top)}
-    pending = [""]
+    found: dict[str, Entry] = {below: read_entry(top if below == "." else f"{top}/{below}")}
+    pending = [("" if below == "." else f"{below}/")] if found[below].kind == "dir" else []
     while pending:
         folder = pending.pop()
         try:
-            names = sorted(path.name for path in (top / folder).iterdir())
-        except FileNotFoundError:
+            names = sorted(os.listdir(f"{top}/{folder}"))  # noqa: PTH208 - names are wanted, and many
+        except (FileNotFoundError, NotADirectoryError):
             continue
         for name in names:
             relative = f"{folder}{name}"
@@ -190,49 +202,53 @@ def link_groups(entries: Mapping[str, Entry]) -> set[frozenset[str]]:
     return {frozenset(paths) for paths in groups.values() if len(paths) > 1}
 
 
-def same_tree(one: Mapping[str, Entry], other: Mapping[str, Entry]) -> bool:
-    """Whether two trees agree in names, types, owners, modes, times, sizes, attributes and hard links.
-
-    Contents are not read: like rsync's quick check, a change that keeps size and mtime is not seen.
-    """
-    return (
-        one.keys() == other.keys()
-        and all(entry.state == other[path].state for path, entry in one.items())
-        and link_groups(one) == link_groups(other)
-    )
-
-
-def without_clean(upper: Mapping[str, Entry], base: Path) -> dict[str, Entry]:
+def without_clean(
+    upper: Mapping[str, Entry], base: Path, *, fresh: Collection[str] | None = None, dirty: Collection[str] = ()
+) -> dict[str, Entry]:
     """Upper without what only mirrors base: copies made by prewarming, and the directories that lead to nothing else.
 
     Leaving them out changes nothing in the merged view, so that promoted files are neither written to disk at each sync
-    nor hide a newer file of base after a restart.
+    nor hide a newer file of base after a restart. Contents are not read; ``dirty`` names what is known to differ.
+    ``fresh`` restricts the comparison: all other names are clean unless they are ``dirty``.
     """
     lower: dict[str, Entry | None] = {}
-    for path, entry in upper.items():
-        # below an opaque directory, or one that base does not have, nothing of base shows through
-        parent = None if path == "." else lower[_parent(path)]
-        visible = path == "." or (parent is not None and parent.kind == "dir")
-        lower[path] = _entry_or_none(base / path) if visible and not entry.opaque else None
-    clean: set[str] = set()
-    leads_to_change: set[str] = set()
-    for path in reversed(list(upper)):
-        entry, below = upper[path], lower[path]
-        mirrors = below is not None and below.state == entry.state and entry.kind in ("file", "dir", "link")
+
+    def shown(path: str) -> Entry | None:
+        """What base has under a path, where upper lets it show through."""
+        if path not in lower:
+            # below an opaque directory, or one that base does not have, nothing of base shows through
+            over = None if path == "." else upper.get(parent(path))
+            visible = path == "." or (
+                over is not None and not over.opaque and over.kind == "dir"
+                and (beneath := shown(parent(path))) is not None and beneath.kind == "dir"
+            )  # fmt: skip
+            lower[path] = entry_or_none(base / path) if visible else None
+        return lower[path]
+
+    def mirrors(path: str, entry: Entry) -> bool:
         # hard links in upper are recorded as such, a copy of base would lose them
-        linked = entry.kind == "file" and entry.links > 1
-        if path != "." and mirrors and not linked and path not in leads_to_change:
-            clean.add(path)
-        elif path != ".":
-            leads_to_change.add(_parent(path))
-    return {path: entry for path, entry in upper.items() if path not in clean}
+        if entry.kind not in ("file", "dir", "link") or entry.opaque or (entry.kind == "file" and entry.links > 1):
+            return False
+        below = shown(path)
+        return below is not None and below.state == entry.state
+
+    compared = upper if fresh is None else fresh
+    kept = {".", *(path for path in dirty if path in upper)}
+    kept.update(path for path in compared if path in upper and path not in kept and not mirrors(path, upper[path]))
+    above: set[str] = set()
+    for path in kept:
+        while path != "." and (path := parent(path)) not in above:
+            above.add(path)
+    return {path: entry for path, entry in upper.items() if path in kept or path in above}
 
 
-def _parent(path: str) -> str:
+def parent(path: str) -> str:
+    """The directory of a relative path; ``.`` is its own."""
     return path.rpartition("/")[0] or "."
 
 
-def _entry_or_none(path: Path) -> Entry | None:
+def entry_or_none(path: Path | str) -> Entry | None:
+    """One name, or None when there is none. Raises OSError."""
     try:
         return read_entry(path)
     except (FileNotFoundError, NotADirectoryError):

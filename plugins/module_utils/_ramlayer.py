@@ -18,11 +18,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,22 @@ from ._overlay import (
     mount_overlay,
     mount_tmpfs,
     mounts,
+    read_entry,
     resize_tmpfs,
     scan,
     unmount,
-    without_clean,
 )
-from ._ramlayer_generations import Saved, Store, copy_tree
+from ._ramlayer_copy import Damaged, apply_to_directory, fill_tree
+from ._ramlayer_generations import Items, Saved, Store, make_durable
+from ._ramlayer_manifest import Generation
+from ._ramlayer_mapped import mapped_inodes
+from ._ramlayer_save import Source, save
+from ._ramlayer_seen import SLACK, Memory, Seen, clock
 from ._root import Root
 
 _MIB = 1024 * 1024
 _FULL_PERCENT = 95.0
+_NAMED = 20  # names in a note: enough to find the program
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class Layer:
     """Where a layer lives and how large it may get. ``service`` is the unit that holds it, for messages.
 
     ``folders`` are made in an empty base, so that programs find the places they are promised. Nothing is made later.
-    ``state`` is the directory of locks and notes (tmpfs; by default beside ``ram``), ``command`` the command line of this
-    layer with ``{verb}`` in it, ``size_key`` the setting of its size, for messages.
+    ``state`` is the directory of locks and notes (tmpfs; by default beside ``ram``), ``command`` the command line of
+    this layer with ``{verb}`` in it, ``size_key`` the setting of its size, for messages.
     """
 
     name: str
@@ -88,8 +95,13 @@ class Layer:
 
     @property
     def restored(self) -> Path:
-        """Exists in a tmpfs whose upper is complete: restored, or begun empty."""
+        """Exists in a tmpfs whose upper is complete: restored, or begun empty. It holds a word of this tmpfs's own."""
         return self.ram / "restored"
+
+    @property
+    def memory(self) -> Memory:
+        """What the last sync saw; in RAM, but not in the layer's own."""
+        return Memory(self.notes / ".state" / f"{self.name}.seen")
 
     @property
     def store(self) -> Store:
@@ -106,6 +118,16 @@ def locked(layer: Layer) -> Iterator[None]:
     folder = layer.notes / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / layer.name).open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _turn(layer: Layer) -> Iterator[None]:
+    """One layer at a time among those that lie side by side, so that twelve that are due together use one core."""
+    folder = layer.notes / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".turn").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -180,44 +202,72 @@ def _resized(layer: Layer, now: Presence) -> str:
 
 
 def _restore(layer: Layer) -> str:
-    generation = layer.store.newest_whole()
-    if generation is None and layer.store.numbers():
-        raise LayerError(
-            f"{layer.name}: no generation in {layer.store.folder} is whole, and starting empty would hide what is "
-            f"left; look at it, then move {layer.store.folder} and {layer.store.pointer} away to start empty"
-        )
-    if generation is not None and generation.size > layer.size_mb * _MIB:
-        raise LayerError(
-            f"{layer.name}: generation {generation.number} needs {_mb(generation.size)} MiB of RAM, the layer has "
-            f"{layer.size_mb}; raise {layer.size_key}, or merge it into {layer.base}: {layer.ctl('commit')}"
-        )
+    """Mount the tmpfs and fill it with the newest generation that proves whole. Every file's digest is compared."""
     layer.base.mkdir(parents=True, exist_ok=True)
-    if generation is None and not any(layer.base.iterdir()):
-        for folder in layer.folders:
-            (layer.base / folder).mkdir()
+    candidates = layer.store.candidates()
+    if not candidates:
+        if not any(layer.base.iterdir()):
+            for folder in layer.folders:
+                (layer.base / folder).mkdir()
+        _fill(layer, None)
+        return f"{layer.name}: mounted, empty"
+    damaged: list[str] = []
+    for number in candidates:
+        record = layer.store.read(number)
+        if record is not None and record.size > layer.size_mb * _MIB:
+            raise LayerError(
+                f"{layer.name}: generation {number} needs {_mb(record.size)} MiB of RAM, the layer has "
+                f"{layer.size_mb}; raise {layer.size_key}, or merge it into {layer.base}: {layer.ctl('commit')}"
+            )
+        try:
+            if record is None:
+                raise Damaged(layer.store.damage(number))
+            _fill(layer, record)
+        except Damaged as error:
+            damaged.append(f"generation {number} is damaged and was passed over: {error}")
+            continue
+        note = f" ({'; '.join(damaged)})" if damaged else ""
+        return f"{layer.name}: mounted, generation {number} restored{note}"
+    raise LayerError(
+        f"{layer.name}: no generation in {layer.store.folder} is whole, and starting empty would hide what is "
+        f"left; look at it, then move {layer.store.folder} and {layer.store.pointer} away to start empty "
+        f"({'; '.join(damaged)})"
+    )
+
+
+def _fill(layer: Layer, record: Generation | None) -> None:
+    """A new tmpfs with the content of a generation. Raises Damaged, LayerError; then there is no tmpfs."""
     mount_tmpfs(layer.ram, layer.size_mb)
     try:
         layer.upper.mkdir()
-        if generation is None:
-            _like(layer.base, layer.upper)
+        items: Items = {}
+        if record is None:
+            apply_to_directory(str(layer.upper), read_entry(layer.base))
         else:
-            tree = layer.store.tree(generation.number)
-            copy_tree(tree, layer.upper, scan(tree))
-        layer.restored.write_text(f"{generation.number if generation else 0}\n", encoding="utf-8")
+            found = layer.store.items(record.number)
+            if found is None:
+                raise Damaged(layer.store.damage(record.number))
+            items = found
+            fill_tree(layer.store.tree(record.number), layer.upper, items)
+        token = secrets.token_hex(8)
+        layer.restored.write_text(f"{token}\n", encoding="utf-8")
+    except Damaged:
+        unmount(layer.ram)
+        raise
     except (OSError, LayerError) as error:
         unmount(layer.ram)
         raise LayerError(f"{layer.name}: not restored: {error}") from error
-    if generation is None:
-        return f"{layer.name}: mounted, empty"
-    passed_over = layer.store.current_number()
-    note = "" if passed_over == generation.number else f" (generation {passed_over} is damaged and was passed over)"
-    return f"{layer.name}: mounted, generation {generation.number} restored{note}"
+    if record is not None:
+        _remember(layer, token, record, items)
 
 
-def _like(source: Path, target: Path) -> None:
-    status = source.stat()
-    os.chown(target, status.st_uid, status.st_gid)
-    shutil.copystat(source, target)
+def _remember(layer: Layer, token: str, record: Generation, items: Items) -> None:
+    """Spare the first sync from comparing what was just copied."""
+    since, ticks = time.time_ns() - SLACK, clock()
+    try:
+        layer.memory.keep(Seen(token, record.number, since, ticks, set(), scan(layer.upper), items))
+    except OSError:
+        layer.memory.forget()
 
 
 def sync(layer: Layer, root: Root) -> Saved:
@@ -226,33 +276,53 @@ def sync(layer: Layer, root: Root) -> Saved:
         now = presence(layer, root)
         if now.ram is None or not now.restored:
             raise LayerError(f"{layer.name} is not mounted, there is nothing to save; start {layer.unit} first")
-        return _save(layer)
+        return _save(layer, root)
 
 
-def _save(layer: Layer) -> Saved:
+def _save(layer: Layer, root: Root) -> Saved:
     began = time.time()
     try:
-        layer.persist.mkdir(parents=True, exist_ok=True)
-        saved = layer.store.save(layer.upper, without_clean(scan(layer.upper), layer.base), keep=layer.keep)
+        make_durable(layer.persist)
+        with _turn(layer):
+            saved = save(_source(layer, root), keep=layer.keep)
     except OSError as error:
-        _note(layer, {"ok": False, "at": began, "error": str(error)})
+        _note(layer, {"ok": False, "at": began, "error": str(error), "no_space": error.errno in (ENOSPC, EDQUOT)})
         raise LayerError(f"{layer.name}: not saved: {error}") from error
     except LayerError as error:
-        _note(layer, {"ok": False, "at": began, "error": str(error)})
+        cause = error.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (ENOSPC, EDQUOT)
+        _note(layer, {"ok": False, "at": began, "error": str(error), "no_space": full})
         raise
     _note(layer, {"ok": True, "at": began, "seconds": round(time.time() - began, 3), "new": saved.new,
-                  "generation": saved.generation.number, "written": saved.written})  # fmt: skip
+                  "generation": saved.generation.number, "written": saved.written,
+                  "unsettled": list(saved.unsettled[:_NAMED]), "not_quiescent": list(saved.not_quiescent[:_NAMED]),
+                  "unsettled_count": len(saved.unsettled),
+                  "not_quiescent_count": len(saved.not_quiescent)})  # fmt: skip
     return saved
+
+
+def _source(layer: Layer, root: Root) -> Source:
+    token = layer.restored.read_text(encoding="utf-8").strip()
+    places = [path for path in (layer.upper, layer.merged) if path.is_dir()]
+    devices = {path.stat().st_dev for path in places}
+    return Source(layer.store, layer.upper, layer.base, layer.memory, token, lambda: mapped_inodes(root, devices))
 
 
 def _note(layer: Layer, outcome: dict[str, Any]) -> None:
     folder = layer.notes / ".state"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{layer.name}.json", json.dumps(outcome) + "\n", durable=False)
+    try:
+        write_atomic(folder / f"{layer.name}.json", json.dumps(outcome) + "\n", durable=False)
+    except OSError as error:
+        if error.errno not in (ENOSPC, EDQUOT):
+            raise
+        # the sync's own outcome counts, and its caller has it; a note of an earlier one would mislead
+        (folder / f"{layer.name}.json").unlink(missing_ok=True)
 
 
 def last_sync(layer: Layer) -> dict[str, Any] | None:
-    """How the last sync since boot ended: ``ok``, ``at`` (seconds since 1970), and ``error`` or the generation."""
+    """How the last sync since boot ended: ``ok``, ``at`` (seconds since 1970), then ``error`` and ``no_space``, or the
+    generation and the names (some of them, and how many) that were ``unsettled`` or ``not_quiescent``."""
     try:
         found = json.loads((layer.notes / ".state" / f"{layer.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -269,7 +339,7 @@ def stop(layer: Layer, root: Root) -> str:
                 unmount(layer.merged)
             except LayerError as error:
                 users = ", ".join(holders(root, layer.merged)) or "none that is visible from here"
-                saved = _save(layer).generation.number
+                saved = _save(layer, root).generation.number
                 raise LayerError(
                     f"{layer.name}: {layer.merged} is in use by {users}; it is saved as generation {saved} but still "
                     f"mounted: end them, then {layer.ctl('unmount')}; to go on, start {layer.unit} ({error})"
@@ -279,7 +349,7 @@ def stop(layer: Layer, root: Root) -> str:
         done = f"{layer.name}: unmounted"
         if now.restored:
             try:
-                done += f", generation {_save(layer).generation.number} is current"
+                done += f", generation {_save(layer, root).generation.number} is current"
             except LayerError as error:
                 left = f"its content is still in {layer.ram}: make room, then {layer.ctl('unmount')}"
                 raise LayerError(f"{error}; {left}") from error

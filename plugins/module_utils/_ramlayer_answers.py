@@ -18,7 +18,7 @@ from . import _ramlayer_metrics as metrics
 from ._overlay import LayerError, scan, without_clean
 from ._ramlayer import Layer
 from ._ramlayer_content import commit, prewarm, restore
-from ._ramlayer_generations import Generation
+from ._ramlayer_manifest import Generation
 from ._ramlayer_spill import Spilled, spill
 from ._root import Root
 

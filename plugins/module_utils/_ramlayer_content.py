@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._overlay import Entry, LayerError, read_entry, scan, without_clean
+from ._overlay import KEPT_ATTRIBUTES, Entry, LayerError, read_entry, scan, without_clean
 from ._ramlayer import Layer, locked, presence, usage
-from ._ramlayer_generations import Generation, copy_tree, sync_filesystem
+from ._ramlayer_copy import Damaged, merge_tree, sync_filesystem
+from ._ramlayer_generations import Items
+from ._ramlayer_manifest import Generation, item
 from ._root import Root
 
 _MIB = 1024 * 1024
@@ -146,32 +148,36 @@ def commit(layer: Layer, root: Root) -> Generation:
             raise LayerError(f"{layer.name}: generation {current} is damaged; choose another with restore")
         if record.merged and record.entries <= 1:  # the one that a spill begins with is full
             return record
-        tree = layer.store.tree(current)
-        entries = scan(tree)
+        items = layer.store.items(current)
         layer.base.mkdir(parents=True, exist_ok=True)
         try:
-            apply_to_base(tree, entries, layer.base)
+            apply_to_base(layer.store.tree(current), items or {}, layer.base)
             return _begin_empty(layer)
-        except (OSError, LayerError) as error:
+        except (OSError, LayerError, Damaged) as error:
             why = f"generation {current} is not merged yet, run commit again: {error}"
             raise LayerError(f"{layer.name}: {why}") from error
 
 
-def apply_to_base(tree: Path, entries: dict[str, Entry], base: Path) -> None:
+def apply_to_base(tree: Path, items: Items, base: Path) -> None:
     """Make ``base`` what ``base`` below ``tree`` shows: honours whiteouts, opaque directories and changed types."""
-    kept: dict[str, Entry] = {}
-    for path, entry in entries.items():
+    kept: Items = {}
+    for path, found in items.items():
         target = base / path
         there = _lexists(target)
         if path != "." and there is not None:
-            if there.kind == "dir" and (entry.kind != "dir" or entry.opaque):
+            if there.kind == "dir" and (found.kind != "dir" or found.entry.opaque):
                 shutil.rmtree(target)
-            elif there.kind != entry.kind or entry.kind == "whiteout":
+            elif there.kind != found.kind or found.kind == "whiteout":
                 target.unlink()
-        if entry.kind != "whiteout":
-            kept[path] = entry
-    copy_tree(tree, base, kept, extra=["--ignore-times", "--filter=-x trusted.overlay.opaque"])
-    sync_filesystem(base)
+        if found.kind != "whiteout":
+            attributes = tuple(pair for pair in found.attributes if pair[0] not in KEPT_ATTRIBUTES)
+            kept[path] = found._replace(attributes=attributes)
+    descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        merge_tree(tree, base, kept)
+        sync_filesystem(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lexists(path: Path) -> Entry | None:
@@ -183,7 +189,7 @@ def _lexists(path: Path) -> Entry | None:
 
 def _begin_empty(layer: Layer) -> Generation:
     """The generation after a commit holds only the root directory, with base's owner, mode and times."""
-    return layer.store.save(layer.base, {".": read_entry(layer.base)}, keep=layer.keep, merged=True).generation
+    return layer.store.begin_empty(item(read_entry(layer.base), born=0), keep=layer.keep)
 
 
 def restore(layer: Layer, root: Root, number: int) -> Generation:

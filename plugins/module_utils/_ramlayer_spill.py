@@ -5,7 +5,7 @@
 Who uses the merged view for a job holds ``jobs`` shared; who spills holds it alone. A spiller takes ``gate`` first, and
 a job passes through ``gate``, so that jobs one after the other cannot keep a spiller waiting for ever.
 
-Order, and what a cut leaves: a generation that holds all of upper becomes current and bars those before it; the cold
+Order, and what a cut leaves: a generation that holds all of upper becomes current and those before it go; the cold
 files are written into base and synced; only then do they leave upper. Base with that generation above it shows the same
 content at each of these moments.
 
@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._overlay import Entry, LayerError, holders, mount_overlay, scan, unmount, without_clean
-from ._ramlayer import Layer, locked, presence, usage
+from ._overlay import Entry, LayerError, holders, mount_overlay, scan, unmount
+from ._ramlayer import Layer, _save, locked, presence, usage
 from ._ramlayer_content import apply_to_base, is_pinned
+from ._ramlayer_copy import Damaged
 from ._root import Root
 
 _MIB = 1024 * 1024
@@ -143,8 +144,8 @@ def spill(layer: Layer, root: Root, *, to_percent: float, pins: Iterable[str], w
             users = ", ".join(holders(root, layer.merged)) or "none that is visible from here"
             raise LayerError(f"{layer.name}: cannot be emptied, {layer.merged} is in use by {users}") from error
         try:
-            return _move_down(layer, pins, need)
-        except OSError as error:
+            return _move_down(layer, root, pins, need)
+        except (OSError, Damaged) as error:
             raise LayerError(f"{layer.name}: not emptied: {error}") from error
         finally:
             mount_overlay(layer.merged, lower=layer.base, upper=layer.upper, work=layer.work)
@@ -160,18 +161,20 @@ def _chosen(layer: Layer, upper: Mapping[str, Entry], pins: tuple[str, ...], nee
     return choose(cold_files(upper, _last_use(layer.upper, files), pins), need)
 
 
-def _move_down(layer: Layer, pins: tuple[str, ...], need: int) -> Spilled:
+def _move_down(layer: Layer, root: Root, pins: tuple[str, ...], need: int) -> Spilled:
+    # a sync compares contents where times do not tell: what it has saved is what base does not have
+    number = _save(layer, root).generation.number
+    saved = layer.store.items(number) or {}
     upper = scan(layer.upper)
     chosen = _chosen(layer, upper, pins, need)
-    changed = without_clean(upper, layer.base)
-    dirty = {cold.path for cold in chosen} & changed.keys()
+    dirty = {cold.path for cold in chosen} & saved.keys()
     written = sum(upper[path].allocated for path in dirty)
     if dirty:
         _has_room(layer, written)
-        layer.persist.mkdir(parents=True, exist_ok=True)
-        layer.store.save(layer.upper, changed, keep=layer.keep, merged=True)
+        # what lies over another base is no whole state any more
+        layer.store.prune(1)
         moving = {above for path in dirty for above in _above(path)} | dirty
-        apply_to_base(layer.upper, {path: entry for path, entry in upper.items() if path in moving}, layer.base)
+        apply_to_base(layer.store.tree(number), {path: saved[path] for path in moving}, layer.base)
     touched = {os.path.dirname(cold.path) or "." for cold in chosen}  # noqa: PTH120 - relative names
     for cold in chosen:
         (layer.upper / cold.path).unlink()

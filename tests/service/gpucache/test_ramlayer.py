@@ -98,7 +98,7 @@ def test_a_second_sync_copies_only_what_changed(layer: Layer) -> None:
     (layer.merged / "out/fresh").write_bytes(b"f" * 5000)
     third = ramlayer.sync(layer, ROOT)
     assert third.new
-    assert third.written == 5000
+    assert 5000 < third.written < 6000  # the file, and its line in the manifest
     old, new = layer.store.tree(first.generation.number), layer.store.tree(third.generation.number)
     assert (old / "full/new").stat().st_ino == (new / "full/new").stat().st_ino
     assert (old / "out/owned").stat().st_ino == (new / "out/owned").stat().st_ino
@@ -141,7 +141,7 @@ def test_only_the_wanted_number_of_generations_is_kept(layer: Layer) -> None:
         ramlayer.sync(layer, ROOT)
     assert layer.store.numbers() == [3, 4, 5]
     assert layer.store.current_number() == 5
-    assert not [path.name for path in layer.store.folder.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in layer.store.folder.iterdir() if path.name.startswith(".")] == [".spare"]
 
 
 def test_a_damaged_generation_is_passed_over_and_none_is_refused(layer: Layer) -> None:

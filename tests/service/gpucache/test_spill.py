@@ -105,7 +105,7 @@ def test_prewarmed_files_leave_without_a_write(layer: Layer) -> None:
     done = spill(layer, 0)
     assert (done.files, done.written) == (5, 0)
     assert {name: (layer.base / name).stat().st_ino for name in base} == base
-    assert layer.store.numbers() == []
+    assert (layer.store.items(1) or {}).keys() == {"."}
 
 
 def test_a_running_job_is_waited_for_and_then_goes_first(layer: Layer) -> None:
