@@ -43,6 +43,7 @@ COMMANDS = {
     "dma_latency": "organism-dma-latency",
     "cpu_plan": "organism-cpu-plan",
     "record": "organism-record",
+    "ramlayer": "ramlayer",
 }
 """Module of ``organism.host`` to the command that starts it; a module that does not exist has no command."""
 
@@ -152,7 +153,7 @@ def unpack(archive: str) -> dict[str, str]:
 
 
 def _is_member(name: object) -> bool:
-    pattern = r"organism/(core/|host/)?\w+\.py|bin/organism-[a-z-]+"
+    pattern = r"organism/(core/|host/)?\w+\.py|bin/(organism-[a-z-]+|ramlayer)"
     return isinstance(name, str) and re.fullmatch(pattern, name) is not None
 
 

@@ -20,8 +20,6 @@ from ._ramlayer_answers import Habits
 from ._root import Root
 
 CONFIG = "/etc/organism/ramlayer.conf"
-STATE = "/run/ramlayer"
-"""Locks, notes and counters of the layer; a tmpfs, so that they end with the content of RAM."""
 NAME = "host"
 SERVICE = "ramlayer.service"
 VOLATILE = ("tmpfs", "ramfs", "devtmpfs")
@@ -32,7 +30,7 @@ _PLACES = ("LOWERDIR", "RAMDIR", "MERGED", "PERSIST_DIR")
 
 def _apart(settings: Settings) -> Iterable[str]:
     """None of the layer's directories may lie in another: a sync would save itself, or a mount hide its own source."""
-    for one, other in permutations(_PLACES, 2):
+    for one, other in permutations((*_PLACES, "STATE_DIR"), 2):
         inner, outer = settings.text(one), settings.text(other)
         if inner == outer and one < other:
             yield f"{one} and {other} are both {inner}; give each a directory of its own"
@@ -53,6 +51,9 @@ SCHEMA = Schema(
         Key("RAMDIR", "path", "/ramlayer", "Where the tmpfs is mounted.", pattern=_PATH),
         Key("MERGED", "path", "/fast/active", "What programs see: base with the RAM layer above it.", pattern=_PATH),
         Key("PERSIST_DIR", "path", "/mnt/fast/ram-persist", "On disk: the generations that each sync saves.",
+            pattern=_PATH),
+        Key("STATE_DIR", "path", "/run/ramlayer",
+            "Locks, notes and counters. It must end with the content of RAM, so name a place on a tmpfs.",
             pattern=_PATH),
         Key("RAM_MB", "integer", 8192, "Limit of the tmpfs in MiB.", minimum=16, maximum=4194304),
         Key("SYNC_SEC", "integer", 60, "Seconds between two syncs: what a power cut can cost.",
@@ -95,7 +96,7 @@ def load(root: Root, path: str = CONFIG) -> Settings:
         raise SettingsError([f"{path} cannot be read: {error.strerror}"]) from None
 
 
-def layer(settings: Settings, state: str = STATE) -> Layer:
+def layer(settings: Settings) -> Layer:
     """Where the host's layer lives."""
     return Layer(
         name=NAME,
@@ -107,7 +108,7 @@ def layer(settings: Settings, state: str = STATE) -> Layer:
         keep=settings.integer("KEEP_GENERATIONS"),
         high_percent=settings.integer("HIGH_WATERMARK_PERCENT"),
         service=SERVICE,
-        state=Path(state),
+        state=Path(settings.text("STATE_DIR")),
         command="ramlayer {verb}",
         size_key="RAM_MB",
     )
