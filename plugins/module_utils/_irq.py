@@ -16,7 +16,8 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from . import _cpu_list
 from ._root import Root
@@ -46,8 +47,9 @@ class Device:
 class Vector:
     """One interrupt that a driver has requested.
 
-    ``index``: position among the device's vectors (numbers change at every boot, positions do not). ``locked``: True
-    when the kernel refuses to move it, None when only a write will tell. ``effective`` is None where it is not told.
+    ``index``: position among the device's vectors, or, without a device, among those of its name: numbers change at
+    every boot, positions do not. ``locked``: True when the kernel refuses to move it, None when only a write will tell.
+    ``effective`` is None where it is not told.
     """
 
     irq: int
@@ -98,7 +100,7 @@ def observe(root: Root) -> Interrupts:
             vector = _vector(root, int(entry), owners.get(int(entry)), names.get(int(entry), ()))
             if vector is not None:
                 vectors.append(vector)
-    vectors.sort(key=lambda vector: vector.irq)
+    vectors = _numbered(sorted(vectors, key=lambda vector: vector.irq))
     default = root.read_or_none(DEFAULT_MASK)
     return Interrupts(
         tuple(vectors),
@@ -106,6 +108,19 @@ def observe(root: Root) -> Interrupts:
         _cpu_list.from_mask(default) if default else None,
         _cpu_list.parse(root.read_or_none("/sys/devices/system/cpu/online") or ""),
     )
+
+
+def _numbered(vectors: list[Vector]) -> list[Vector]:
+    """Vectors without a PCI device get a position among those of the same name (ACPI brings several)."""
+    seen: Counter[str] = Counter()
+    result = []
+    for vector in vectors:
+        if vector.device is None:
+            result.append(replace(vector, index=seen[vector.name]))
+            seen[vector.name] += 1
+        else:
+            result.append(vector)
+    return result
 
 
 def parse_interrupts(text: str) -> dict[int, tuple[str, ...]]:

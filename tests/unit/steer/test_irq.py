@@ -81,6 +81,15 @@ def test_numbers_change_at_a_reboot_and_the_record_still_fits(tmp_path: Path) ->
     assert {mask(top, number) for number in range(140, 145)} == {"0-11"}
 
 
+def test_two_interrupts_of_one_name_are_two(tmp_path: Path) -> None:
+    top = machine(tmp_path)
+    trees.vector(top, 10, "acpi")
+    _irq_apply.steer(Root(top), WISH)
+    assert mask(top, 9) == mask(top, 10) == "0,6"
+    _irq_apply.restore(Root(top))
+    assert mask(top, 9) == mask(top, 10) == "0-11"
+
+
 def test_a_device_that_went_away_is_no_obstacle_to_the_way_back(tmp_path: Path) -> None:
     _irq_apply.steer(Root(machine(tmp_path / "one", NIC, SATA)), WISH)
     top = machine(tmp_path / "two", SATA)
