@@ -119,6 +119,12 @@ def arc_now_mib(root: Root) -> int:
     return int(match.group(1)) >> 20 if match else 0
 
 
+def allocated_pages(root: Root, page: str) -> int:
+    """How many hugepages of a size the kernel has now."""
+    size = PAGE_SIZES[page] * 1024
+    return root.read_int(f"/sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages") or 0
+
+
 def vms_from(wanted: Sequence[Mapping[str, Any]], memory: int) -> tuple[Vm, ...]:
     """VMs from a module's arguments. Raises BudgetError."""
     found = tuple(

@@ -127,6 +127,11 @@ pages:
   returned: always, unless an argument is refused
   type: dict
   sample: {"2M": 10240}
+allocated:
+  description: Hugepages that the kernel has now, by size.
+  returned: always, unless an argument is refused
+  type: dict
+  sample: {"2M": 0, "1G": 0}
 """
 
 import dataclasses
@@ -195,6 +200,7 @@ def main() -> None:
         "free": budget.free,
         "table": budget.table(),
         "pages": pages,
+        "allocated": {page: budgets.allocated_pages(Root(), page) for page in budgets.PAGE_SIZES},
     }
     if not budget.fits:
         refuse(module, f"memory budget: {budget.message()}\n{budget.table()}", **result)
