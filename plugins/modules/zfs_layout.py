@@ -14,7 +14,7 @@ description:
     read with one C(zpool get) and one C(zfs get), and read again after a change, mount points included.
   - A property that ZFS does not know, a wrong value, a missing parent, a mount point with files in it or with another
     file system on it are refused before anything is changed.
-  - Datasets of a pool that is missing or out of service are left out and named in RV(skipped).
+  - Datasets of a pool that is missing or out of service are left out and named in RV(left_out).
   - No dataset is ever destroyed. O(state=absent) gives the properties that it has changed back, inherited ones as
     inherited, and names the datasets that it had created in RV(left_datasets).
 extends_documentation_fragment:
@@ -77,7 +77,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-skipped:
+left_out:
   description: Pools that are left out, and why.
   type: list
   elements: dict
@@ -142,7 +142,7 @@ def converge(module: AnsibleModule, root: Root) -> None:
         module,
         plan.difference,
         header="ZFS layout",
-        skipped=plan.skipped,
+        left_out=plan.skipped,
         left_datasets=plan.left,
         kept_by_others=plan.kept_by_others,
         commands=[shlex.join(command) for command in plan.commands],

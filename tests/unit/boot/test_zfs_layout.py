@@ -192,7 +192,7 @@ def test_missing_and_broken_pools_are_left_out_with_the_reason(zfs: Zfs, run: Ca
     zfs.pools["arch"]["health"] = ("SUSPENDED", "-")
     wanted = [*WANTED, *tree(("gone/a", {}), ("arch/a", {}))]
     done = run(datasets=wanted, pools={"gone": {"autotrim": True}})
-    reasons = {entry["name"]: entry["reason"] for entry in done.result["skipped"]}
+    reasons = {entry["name"]: entry["reason"] for entry in done.result["left_out"]}
     assert "no pool gone" in reasons["gone"] and "SUSPENDED" in reasons["arch"]
     assert done.result["changed"] and not any("gone" in line or "arch" in line for line in zfs.log)
 
@@ -201,7 +201,7 @@ def test_a_pool_that_comes_back_is_restored_then(zfs: Zfs, run: Callable[..., An
     run(datasets=tree(("tank/old", {"atime": False})))
     away, zfs.pools = zfs.pools, {}
     gone = run(state="absent")
-    assert gone.result["skipped"][0]["name"] == "tank"
+    assert gone.result["left_out"][0]["name"] == "tank"
     zfs.pools = away
     assert run(state="absent").result["changed"] and zfs.local["tank/old"] == {"compression": "lz4"}
 
@@ -221,7 +221,7 @@ def test_a_host_without_zfs(
 
     monkeypatch.setattr(zfs_layout, "run", broken)
     done = run(datasets=WANTED)
-    assert not done.failed and not done.result["changed"] and reason in done.result["skipped"][0]["reason"]
+    assert not done.failed and not done.result["changed"] and reason in done.result["left_out"][0]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -313,3 +313,7 @@ def test_values_in_the_form_that_zfs_shows() -> None:
     assert {name: layout.canonical(name, value) for name, value in shown.items()} == {
         "recordsize": "1048576", "atime": "off", "acltype": "posix", "quota": "0", "compression": "zstd-19"
     }  # fmt: skip
+
+
+def test_no_result_is_called_skipped_since_ansible_would_skip_the_task(zfs: Zfs, run: Callable[..., Any]) -> None:
+    assert "skipped" not in run(datasets=tree(("gone/a", {}))).result
