@@ -243,7 +243,7 @@ def purge(layer: Layer, root: Root) -> None:
     now = ramlayer.presence(layer, root)
     if now.mounted or now.ram is not None or mount_at(mounts(root), layer.merged) is not None:
         raise LayerError(f"{layer.name} is still mounted, nothing was removed; stop {layer.unit} first")
-    for place in (layer.persist, layer.base):
+    for place in (layer.persist, layer.base, layer.base.parent / "jobs"):
         if place.exists():
             shutil.rmtree(place)
         if place.parent.is_dir() and not any(place.parent.iterdir()):

@@ -18,6 +18,7 @@ from organism.bus.errors import Unavailable
 from organism.bus.messages import Control, Device, Heartbeat, HeartbeatReply, Report, ReportReply, TaskRef
 from organism.worker import reporter
 from organism.worker.bus import Complaint
+from organism.worker.cache_use import CacheUse
 from organism.worker.control import Controller
 from organism.worker.heart import Heart
 from organism.worker.lease import Lease
@@ -184,7 +185,7 @@ def test_a_report_is_asked_until_it_is_taken(
 
 def controller(tmp_path: Path) -> tuple[Controller, WorkerState]:
     mine = state()
-    return Controller(mine, TaskStore(tmp_path)), mine
+    return Controller(mine, TaskStore(tmp_path), CacheUse(None, mine.gpu)), mine
 
 
 def test_control_requests_are_answered_whatever_they_are(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from organism.bus import messages
 from organism.bus.messages import Control, ControlReply, TaskRef
+from organism.worker.cache_use import CacheBusyError, CacheUse
 from organism.worker.output import read_log
 from organism.worker.state import WorkerState
 from organism.worker.store import OutsideError, TaskStore
 
 
 class Controller:
-    def __init__(self, state: WorkerState, store: TaskStore) -> None:
+    def __init__(self, state: WorkerState, store: TaskStore, cache: CacheUse) -> None:
         self._state = state
         self._store = store
+        self._cache = cache
 
     def answer(self, data: bytes) -> ControlReply:
         """The answer to a request's payload, whatever it is."""
@@ -25,7 +27,11 @@ class Controller:
         if request.op == "cancel":
             return self._cancel(request)
         if request.op == "logs":
-            return self._logs(request)
+            try:
+                with self._cache.hold_now():
+                    return self._logs(request)
+            except CacheBusyError:
+                return ControlReply(ok=False, reason=f"the cache of {self._state.gpu} is being emptied; ask again")
         if request.op == "drain":
             self._state.draining = request.on
             return ControlReply(ok=True, reason="draining" if request.on else "taking orders")

@@ -26,6 +26,7 @@ from organism.core import _bus, _policy
 from organism.core._keyvalue import Settings, SettingsError
 from organism.core._root import Root
 from organism.core._worker_settings import CONFIG, check_cpuset, load_settings
+from organism.worker.cache_use import CacheUse
 from organism.worker.devices import open_device
 from organism.worker.devices.base import DeviceError
 from organism.worker.handlers import load_handlers
@@ -35,7 +36,7 @@ from organism.worker.process import JobUser, ProcessLauncher, find_user
 from organism.worker.runner import Runner, RunSettings
 from organism.worker.service import Pace, Worker
 from organism.worker.state import WorkerState
-from organism.worker.store import Owner, TaskStore
+from organism.worker.store import Disk, Owner, TaskStore
 from organism.worker.systemd import SystemdLauncher, SystemdLimits
 
 log = logging.getLogger("organism.worker")
@@ -110,6 +111,14 @@ def prepare_cache(cache: Path, settings: Settings, user: JobUser | None) -> None
         cache.chmod(0o1775)
 
 
+def disk_of(settings: Settings, root: Root, gpu: str) -> Disk | None:
+    """The persistent side of the GPU's cache, where there is one: jobs go there when the cache is nearly full."""
+    persistent = root.path(f"{settings.text('BASE_ROOT')}/{gpu}")
+    if not persistent.is_dir():
+        return None
+    return Disk(persistent / "jobs", settings.number("JOB_DISK_ABOVE_PERCENT"))
+
+
 def build_runner(settings: Settings, root: Root, gpu: str) -> Runner:
     """Raises Misconfigured, DeviceError, PolicyError or OSError."""
     if settings.text("GPU_WORKER_CPUSET"):
@@ -127,7 +136,7 @@ def build_runner(settings: Settings, root: Root, gpu: str) -> Runner:
             log_bytes=settings.integer("LOG_MAX_MB") * 1024 * 1024,
             inherit=tuple(settings.words("JOB_ENV_PASS")),
         ),
-        TaskStore(cache, Owner(user.uid, user.gid) if user else None),
+        TaskStore(cache, Owner(user.uid, user.gid) if user else None, disk_of(settings, root, gpu)),
         choose_launcher(settings, gpu, user),
         open_device(root, settings.text("GPU_MAP"), gpu),
         load_handlers(),
@@ -170,7 +179,8 @@ async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) ->
                 keep_seconds=settings.number("KEEP_HOURS") * 3600,
             )
             orders = PullConsumer(bus, _bus.STREAM_WQ, _bus.run_consumer(gpu))
-            worker = Worker(bus, orders, state, runner, pace)
+            use = CacheUse(root.path(settings.text("RAM_ROOT")), gpu)
+            worker = Worker(bus, orders, state, runner, pace, use)
             await worker.prepare()
             await bus.listen(_bus.control_subject(gpu), worker.control)
             for number in (signal.SIGTERM, signal.SIGINT):

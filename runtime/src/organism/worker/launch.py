@@ -28,6 +28,8 @@ class Launch:
     """Seconds after which the launcher itself ends the tree, a second guard behind the worker's own time-out."""
     nodes: tuple[str, ...] = field(default=())
     """Device nodes of the job's GPU."""
+    hidden: tuple[Path, ...] = field(default=())
+    """Directories of other jobs, outside the cache as well."""
 
 
 @dataclass(frozen=True)

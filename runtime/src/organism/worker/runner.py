@@ -143,9 +143,10 @@ class Runner:
     async def _run_process(
         self, order: RunOrder, argv: list[str], stop: Stop, started: Callable[[], None]
     ) -> Report | None:
-        attempt = self.store.attempt(TaskRef(order.task_id, order.attempt))
         begun = messages.now()
+        attempt = self.store.attempt(TaskRef(order.task_id, order.attempt))
         try:
+            attempt = self.store.place(attempt.ref)
             attempt.create(Taken(order=order, incarnation=order.incarnation, started=begun), self.store.owner)
             cwd = attempt.inside(order.spec.cwd)
             env = self._environment(order, attempt)
@@ -245,6 +246,7 @@ class Runner:
             # only felt when this worker is frozen itself
             limit=timeout + self.settings.kill_grace + 10,
             nodes=self.device.binding(confined=self.launcher.confined).nodes,
+            hidden=tuple(top for top in self.store.tops if top.is_dir()),
         )
         try:
             try:

@@ -21,6 +21,7 @@ from organism.bus.errors import BusError, ConsumerGone
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.core import _bus
 from organism.worker.bus import Bus, Complaint
+from organism.worker.cache_use import CacheUse
 from organism.worker.control import Controller
 from organism.worker.heart import Heart
 from organism.worker.lease import Lease
@@ -74,12 +75,15 @@ class Pace:
 
 
 class Worker:
-    def __init__(self, bus: Bus, orders: Orders, state: WorkerState, runner: Runner, pace: Pace) -> None:
+    def __init__(
+        self, bus: Bus, orders: Orders, state: WorkerState, runner: Runner, pace: Pace, cache: CacheUse | None = None
+    ) -> None:
         self.state = state
         self.lease = Lease()
         self.heart = Heart(bus, state, self.lease, pace.heartbeat, on_reset=self._reset, on_revoked=self._revoke)
         self.reporter = Reporter(bus)
-        self.controller = Controller(state, runner.store)
+        self.cache = cache or CacheUse(None, state.gpu)
+        self.controller = Controller(state, runner.store, self.cache)
         self.stopping = asyncio.Event()
         self._bus = bus
         self._orders = orders
@@ -97,11 +101,12 @@ class Worker:
         """Clear up after an earlier run of this worker; nothing is taken from the bus before."""
         for name in await self._runner.launcher.clear(self.state.gpu):
             log.warning("ended what an earlier worker had left running: %s", name)
-        unreported, died = await asyncio.to_thread(self._runner.store.leftovers)
-        for attempt in died:
-            attempt.abandon("the worker ended while it ran")
-            self.event("leftover", "died with an earlier worker", attempt.ref)
-        await self._release_order()
+        async with self.cache.hold():
+            unreported, died = await asyncio.to_thread(self._runner.store.leftovers)
+            for attempt in died:
+                attempt.abandon("the worker ended while it ran")
+                self.event("leftover", "died with an earlier worker", attempt.ref)
+            await self._release_order()
         self._leftovers = unreported
         self.state.unreported = {attempt.ref for attempt, _ in unreported}
 
@@ -230,8 +235,8 @@ class Worker:
         if self.state.is_finished(ref):
             self._later(self._acks, self._acknowledge(delivery))
             return
-        self._runner.store.hold_order(delivery.reply)
-        async with self._in_progress(delivery):
+        async with self._in_progress(delivery), self.cache.hold():
+            self._runner.store.hold_order(delivery.reply)
             if not await self._may_start(order):
                 self._later(self._acks, self._acknowledge(delivery))
                 return
@@ -356,7 +361,8 @@ class Worker:
     async def _report_leftovers(self) -> None:
         for attempt, report in self._leftovers:
             self.event("leftover", f"reporting an outcome from before: {report.error or 'done'}", attempt.ref)
-            await self._deliver(attempt.ref, report, attempt)
+            async with self.cache.hold():
+                await self._deliver(attempt.ref, report, attempt)
         self._leftovers = []
 
     async def _metrics(self) -> None:
@@ -372,12 +378,13 @@ class Worker:
 
     async def _clean(self) -> None:
         while True:
-            await asyncio.to_thread(
-                self._runner.store.clean,
-                now=time.time(),
-                keep=self._pace.keep_tasks,
-                keep_seconds=self._pace.keep_seconds,
-            )
+            async with self.cache.hold():
+                await asyncio.to_thread(
+                    self._runner.store.clean,
+                    now=time.time(),
+                    keep=self._pace.keep_tasks,
+                    keep_seconds=self._pace.keep_seconds,
+                )
             await asyncio.sleep(CLEAN_EVERY)
 
     def event(self, event: str, text: str = "", ref: TaskRef | None = None) -> None:

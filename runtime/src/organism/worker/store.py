@@ -11,6 +11,8 @@
 ``acknowledged``   the conductor has stored the report, or does not want it
 ``abandoned``      the worker died, or the attempt was revoked: there is no outcome and never will be
 =================  ====================================================================================================
+
+A new attempt gets its directory on disk instead, under ``jobs`` beside the cache's base, when the cache is nearly full.
 """
 
 from __future__ import annotations
@@ -124,13 +126,40 @@ class Attempt:
             return None
 
 
+@dataclass(frozen=True)
+class Disk:
+    """Where attempts go when the cache is fuller than ``above_percent``: ``top`` is on a disk, outside the cache."""
+
+    top: Path
+    above_percent: float
+
+
 class TaskStore:
     """All attempts that a worker has directories of."""
 
-    def __init__(self, work_root: Path, owner: Owner | None = None) -> None:
+    def __init__(self, work_root: Path, owner: Owner | None = None, disk: Disk | None = None) -> None:
         self.top = work_root / "tasks"
-        self._held = work_root / ".order"
+        self.disk = disk
+        # a full cache must not keep an order from being noted
+        self._held = (work_root if disk is None else disk.top.parent) / ".order"
         self.owner = owner or Owner()
+
+    @property
+    def tops(self) -> list[Path]:
+        """Directories that hold attempts, the usual one first."""
+        return [self.top] if self.disk is None else [self.top, self.disk.top]
+
+    def place(self, ref: TaskRef) -> Attempt:
+        """Where a new attempt goes: into the cache, or onto the disk when the cache is nearly full. Raises OSError."""
+        chosen = self.top
+        if self.disk is not None and _fill_percent(self.top.parent) >= self.disk.above_percent:
+            chosen = self.disk.top
+            log.warning("the cache is nearly full: %s attempt %d works on disk", ref.task_id, ref.attempt)
+        for top in self.tops:
+            other = Attempt(top, ref)
+            if top != chosen and other.path.exists():
+                remove_tree(other.path)  # of an earlier bus: an attempt has one directory
+        return Attempt(chosen, ref)
 
     def hold_order(self, reply: str) -> None:
         """Note where the order in hand is to be acknowledged, for whoever comes after a sudden death.
@@ -148,22 +177,25 @@ class TaskStore:
             return ""
 
     def attempt(self, ref: TaskRef) -> Attempt:
-        return Attempt(self.top, ref)
+        """The attempt where it is; in the cache when it is nowhere yet."""
+        found = [Attempt(top, ref) for top in self.tops]
+        return next((attempt for attempt in found if attempt.path.exists()), found[0])
 
     def latest(self, task_id: str) -> Attempt | None:
         """The job's newest attempt on this worker."""
         if not _bus.is_identifier(task_id):
             return None
-        numbers = [int(name) for name in _names(self.top / task_id) if name.isdecimal()]
+        numbers = [int(name) for top in self.tops for name in _names(top / task_id) if name.isdecimal()]
         return self.attempt(TaskRef(task_id, max(numbers))) if numbers else None
 
     def attempts(self) -> Iterator[Attempt]:
-        for task in _names(self.top):
-            if not _bus.is_identifier(task):
-                continue
-            for number in _names(self.top / task):
-                if number.isdecimal():
-                    yield self.attempt(TaskRef(task, int(number)))
+        for top in self.tops:
+            for task in _names(top):
+                if not _bus.is_identifier(task):
+                    continue
+                for number in _names(top / task):
+                    if number.isdecimal():
+                        yield Attempt(top, TaskRef(task, int(number)))
 
     def leftovers(self) -> tuple[list[tuple[Attempt, Report]], list[Attempt]]:
         """What an earlier run of the worker left: outcomes still to be reported, and attempts that died with it."""
@@ -196,6 +228,14 @@ class TaskStore:
             with contextlib.suppress(OSError):  # other attempts of the job are still there
                 attempt.path.parent.rmdir()
         return len(surplus)
+
+
+def _fill_percent(cache: Path) -> float:
+    """How full a mounted cache is (overlayfs tells its upper's numbers); 0 for a directory that is no mount."""
+    if not cache.is_mount():
+        return 0.0
+    status = os.statvfs(cache)
+    return 100.0 * (status.f_blocks - status.f_bavail) / status.f_blocks if status.f_blocks else 0.0
 
 
 def _names(directory: Path) -> list[str]:

@@ -83,6 +83,7 @@ def properties(
         *([f"TemporaryFileSystem={cache.parent}:ro"] if len(cache.parts) > 2 else []),
         f"{'BindPaths' if limits.cache_writable else 'BindReadOnlyPaths'}={cache}",
         f"TemporaryFileSystem={tasks}:ro",
+        *(f"TemporaryFileSystem={top}:ro" for top in launch.hidden if top != tasks),
         f"BindPaths={launch.work}",
         # root's, mode 0700; ExecStopPost= sees the unit's own mounts, whatever its prefix
         f"BindPaths={status.parent}",
