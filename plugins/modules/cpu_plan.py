@@ -191,14 +191,21 @@ ARGUMENTS: dict[str, Any] = {
 
 def wishes(params: dict[str, Any]) -> _cpu_zones.Wishes:
     """The module's arguments as wishes. Raises ValueError that names the option."""
-    lists = {}
+    lists: dict[str, tuple[int, ...] | None] = {}
     for zone in _cpu_plan.ZONES:
         try:
             lists[zone] = _cpu_list.parse(params[f"{zone}_cpus"]) or None
         except _cpu_list.CpuListError as error:
             raise ValueError(f"{zone}_cpus: {error}") from error
-    sizes = {name: params[name] for name in ("host_cores", "io_cores", "boundary", "force")}
-    return _cpu_zones.Wishes(**lists, **sizes)
+    return _cpu_zones.Wishes(
+        host_cores=params["host_cores"],
+        io_cores=params["io_cores"],
+        boundary=params["boundary"],
+        force=params["force"],
+        host=lists["host"],
+        vcpu=lists["vcpu"],
+        io=lists["io"],
+    )
 
 
 def run(params: dict[str, Any], root: Root, *, check: bool) -> tuple[Outcome, _cpu_plan.CpuPlan | None]:

@@ -75,6 +75,8 @@ PATTERNS = (
     *(f"/sys/class/dmi/id/{name}" for name in ("bios_date", "bios_vendor", "bios_version", "board_name")),
     *(f"/sys/class/dmi/id/{name}" for name in ("board_vendor", "product_name", "sys_vendor")),
     "/sys/firmware/efi/fw_platform_size",
+    *(f"/sys/class/hwmon/hwmon*/{name}" for name in ("name", "temp*_input", "temp*_label", "temp*_crit")),
+    *(f"/sys/class/thermal/thermal_zone*/{name}" for name in ("type", "temp")),
     "/sys/fs/cgroup/cgroup.controllers",
     *(f"/proc/{name}" for name in ("cmdline", "cpuinfo", "meminfo", "interrupts", "swaps", "version", "filesystems")),
     "/proc/irq/default_smp_affinity",
