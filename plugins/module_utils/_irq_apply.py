@@ -90,6 +90,10 @@ def restore(root: Root, *, check: bool = False) -> Outcome:
         refused = _write(root, found, back)
         if refused:
             raise SteeringError(f"the kernel no longer lets these be moved: {', '.join(sorted(refused))}")
+        now = present_masks(observe(root))
+        wrong = [key for key, mask in back.items() if now.get(key, mask) != mask]
+        if wrong:
+            raise SteeringError("; ".join(f"{key}: {back[key]} written, {now[key]} read back" for key in wrong))
         earlier.forget()
     difference = Difference()
     for key, mask in back.items():

@@ -12,7 +12,7 @@ PRIVATE to the organism.proxmox collection.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,17 +42,17 @@ def record(nics: Nics, name: str) -> EarlierState:
     return EarlierState(CAPABILITY if name == DEFAULT_NAME else f"{CAPABILITY}-{name}", nics.root)
 
 
-def steer(nics: Nics, wishes: Mapping[str, NicWish], *, check: bool = False, strict: bool = True) -> Outcome:
+def steer(nics: Nics, wishes: Mapping[str, NicWish], *, check: bool = False, lenient: Collection[str] = ()) -> Outcome:
     """Set what differs; what an earlier wish set and none wants now goes back.
 
-    ``strict=False``: interfaces that are not there are told as unsupported.
+    ``lenient``: names of wishes whose interfaces may be missing, which is told as unsupported then.
 
     Raises NetdevError or NicPlanError before anything has changed, NicError, OSError or CommandError.
     """
     for wish in wishes.values():
         check_wish(wish, nics.online())
     missing: list[Unsupported] = []
-    resolved = {name: _resolve(nics, wish, strict, missing) for name, wish in wishes.items()}
+    resolved = {name: _resolve(nics, wish, name not in lenient, missing) for name, wish in wishes.items()}
     records = {name: record(nics, name) for name in wishes}
     tc = any(wish.qdisc for wish in wishes.values()) or _has_qdisc(records.values())
     before = _observe(nics, {port for names in resolved.values() for port in names}, records.values(), tc)
@@ -100,11 +100,17 @@ def restore(nics: Nics, name: str, others: Mapping[str, NicWish], *, check: bool
         difference.add(key, values.get(key), back[key])
     if not check:
         channels = [key for key in back if split_key(key)[1].startswith("channels/")]
-        _set_all(nics, {key: back[key] for key in channels})
+        refused = _set_all(nics, {key: back[key] for key in channels})
         now = _values(_observe(nics, before, [], tc) if channels else before)
         rest = {key: value for key, value in back.items() if key not in channels}
         # queues that the channels took with them need nothing
-        _set_all(nics, {key: value for key, value in rest.items() if key in now and now[key] != value})
+        refused += _set_all(nics, {key: value for key, value in rest.items() if key in now and now[key] != value})
+        now = _values(_observe(nics, before, [], tc))
+        wrong = [
+            f"{key}: {back[key]!r} set, {now[key]!r} read back" for key in back if now.get(key, back[key]) != back[key]
+        ]
+        if refused or wrong:
+            raise NicError("; ".join([*(f"{entry.port}: {entry.reason}" for entry in refused), *wrong]))
         earlier.forget()
     return Outcome(difference, before, kept=kept)
 

@@ -107,7 +107,8 @@ def _guarded(part: _Part, root: Root, nics: Nics, section: Mapping[str, Any], fo
 
 
 def _nics(_root: Root, nics: Nics, section: Mapping[str, Any], found: Found) -> None:
-    outcome = _nic_apply.steer(nics, nic_wishes(section), strict=False)
+    wishes = nic_wishes(section)
+    outcome = _nic_apply.steer(nics, wishes, lenient=wishes)
     found.changes += [str(change) for change in outcome.difference.changes]
     found.settings = outcome.settings
     found.unsupported = [entry.as_dict() for entry in outcome.unsupported]

@@ -241,7 +241,8 @@ def present(module: AnsibleModule, root: Root) -> NoReturn:
             "wishes": {each: held.as_dict() for each, held in wishes.items()},
             "drift_check": module.params["drift_check"],
         }
-        outcome = _nic_apply.steer(Nics(root), wishes, check=module.check_mode)
+        others = set(wishes) - {name}
+        outcome = _nic_apply.steer(Nics(root), wishes, check=module.check_mode, lenient=others)
         if not module.check_mode and before != section:
             _steer_config.write_section(root, SECTION, section)
     what = f"{_steer_config.PATH} ({SECTION} {name})"

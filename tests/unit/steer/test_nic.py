@@ -208,6 +208,25 @@ def test_a_driver_that_takes_a_value_and_keeps_another_is_a_failure(host: Host) 
         _nic_apply.steer(host.nics, {"nic": NicWish(("eno1",), IO, offloads={"gro": False})})
 
 
+def test_a_way_back_that_the_driver_does_not_go_is_a_failure_and_not_forgotten(host: Host) -> None:
+    _nic_apply.steer(host.nics, {"nic": NicWish(("eno1",), IO, offloads={"gro": False, "tso": False})})
+    host.driver.fixed_offloads.add("gro")
+    with pytest.raises(_nic_apply.NicError, match="offload/gro = True"):
+        _nic_apply.restore(host.nics, "nic", {})
+    assert host.records() == ["nic_steering.json"]
+    host.driver.fixed_offloads.clear()
+    _nic_apply.restore(host.nics, "nic", {})
+    assert host.driver.offloads["gro"] and not host.records()
+
+
+def test_another_wish_s_port_that_went_away_does_not_stand_in_the_way(host: Host) -> None:
+    gone = NicWish(("eno3",), IO, rps=True)
+    done = _nic_apply.steer(host.nics, {"gone": gone, "steering": STEERING}, lenient={"gone"})
+    assert reasons(done).keys() == {"interface"} and host.queue("rx-0", "rps_cpus") == "82"
+    with pytest.raises(ValueError, match="eno3"):
+        _nic_apply.steer(host.nics, {"gone": gone, "steering": STEERING}, lenient={"steering"})
+
+
 def test_the_wish_survives_its_file() -> None:
     assert NicWish.from_dict(json.loads(json.dumps(HARDWARE.as_dict()))) == HARDWARE
 
