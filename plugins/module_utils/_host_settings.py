@@ -74,17 +74,26 @@ class Wish:
 
 @dataclass(frozen=True)
 class BootFiles:
-    """Where a capability's values are kept for the next boot."""
+    """Where a capability's values are kept for the next boot.
+
+    ``order``: systemd sets sysfs values and loads modules side by side; values of a driver come after its module.
+    """
 
     sysctl: str
     tmpfiles: str
     modules: str
+    order: str
 
     @staticmethod
     def of(wish: Wish) -> BootFiles:
         name = f"organism-{wish.capability}"
         sysctl = wish.sysctl_file or f"/etc/sysctl.d/99-{name}.conf"
-        return BootFiles(sysctl, f"/etc/tmpfiles.d/{name}.conf", f"/etc/modules-load.d/{name}.conf")
+        return BootFiles(
+            sysctl=sysctl,
+            tmpfiles=f"/etc/tmpfiles.d/{name}.conf",
+            modules=f"/etc/modules-load.d/{name}.conf",
+            order=f"/etc/systemd/system/systemd-tmpfiles-setup.service.d/{name}.conf",
+        )
 
 
 def kind(key: str) -> str:
@@ -129,6 +138,8 @@ class _Resolver:
             boot_sysfs |= usable if stays else {}
         if boot_sysfs:
             self._file(FileWish(self.boot.tmpfiles, _sysfs.render(boot_sysfs, self.wish.header)))
+        if boot_sysfs and self.wish.modules:
+            self._file(FileWish(self.boot.order, f"{self.wish.header}[Unit]\nAfter=systemd-modules-load.service\n"))
         self._modules()
         for wish in self.wish.files:
             self._file(wish)

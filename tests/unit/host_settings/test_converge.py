@@ -40,7 +40,7 @@ def test_it_is_predicted_done_and_then_kept(full: Host) -> None:
     assert not full.record().exists()
     done = full.call(**WISH)
     assert done.difference.changes == predicted.difference.changes
-    assert len(done.difference.changes) == 12
+    assert len(done.difference.changes) == 13
     assert all(row["ok"] for row in done.settings)
     assert not any(row["ok"] for row in predicted.settings)
     assert full.text("/proc/sys/vm/swappiness") == "10\n"
@@ -55,6 +55,8 @@ def test_it_is_predicted_done_and_then_kept(full: Host) -> None:
         "w /sys/kernel/mm/transparent_hugepage/enabled - - - - madvise",
     ]
     assert full.text("/etc/modules-load.d/organism-test.conf").splitlines()[1:] == ["zram"]
+    order = full.text("/etc/systemd/system/systemd-tmpfiles-setup.service.d/organism-test.conf")
+    assert order.endswith("\n[Unit]\nAfter=systemd-modules-load.service\n")
     assert full.units["irqbalance.service"] == Unit("enabled", "inactive", masked=True)
     assert full.units["late.timer"] == Unit("enabled", "active")
     assert [lacking["path"] for lacking in done.unsupported] == [
