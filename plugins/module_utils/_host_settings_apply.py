@@ -183,8 +183,14 @@ class _Hand:
 
     def _values(self) -> None:
         keys = [key for key in self.plan.changes if kind(key) in ("sysctl", "sysfs")]
-        # bytes after the ratio of the same name, which zeroes them
-        for key in sorted(keys, key=lambda key: (kind(key) != "sysctl", key.endswith("_bytes"), key)):
+
+        def turn(key: str) -> tuple[bool, bool, bool, str]:
+            # bytes after the ratio of the same name, which zeroes them; a lower limit that falls before its upper one,
+            # which the kernel would keep above it (otherwise "max" is before "min" by name, as rising limits need it)
+            falls = _falls(key, *self.plan.changes[key])
+            return kind(key) != "sysctl", key.endswith("_bytes"), not falls, key
+
+        for key in sorted(keys, key=turn):
             before, after = self.plan.changes[key]
             if after is None or met(key, present_value(key, self.root, {}), after):
                 continue  # a udev rule or a module of this run has set it
@@ -218,6 +224,12 @@ class _Hand:
         changed = [key for key in self.plan.changes if kind(key) == "unit" and key in self.plan.aims.values]
         self.earlier.remember({key: Kept(None, now[key]) for key in changed})
         return rows
+
+
+def _falls(key: str, before: Any, after: Any) -> bool:
+    """Is it a lower limit (``min_perf_pct``, ``scaling_min_freq``) that gets smaller?"""
+    lower = "min" in key.rsplit("/", 1)[-1].split("_")
+    return lower and str(before).isdigit() and str(after).isdigit() and int(after) < int(before)
 
 
 def _said(row: dict[str, Any]) -> str:

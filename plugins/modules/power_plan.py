@@ -141,6 +141,11 @@ hottest:
   returned: success
   type: float
   sample: 52.0
+kernel:
+  description: Release of the running kernel.
+  returned: success
+  type: str
+  sample: 6.17.2-1-pve
 """
 
 from dataclasses import asdict
@@ -209,7 +214,8 @@ def run(params: dict[str, Any], root: Root, *, check: bool) -> dict[str, Any]:
     facts = _power.gather(root)
     cpus, said = ((), []) if wishes.vcpu_latency == "keep" else vcpu_zone(params["vcpu_cpus"], root, check=check)
     made = _power.plan(wishes, facts, cpus)
-    return {**asdict(made), "reasons": [*said, *made.reasons], "hottest": facts.hottest}
+    kernel = root.read_or_none("/proc/sys/kernel/osrelease") or ""
+    return {**asdict(made), "reasons": [*said, *made.reasons], "hottest": facts.hottest, "kernel": kernel}
 
 
 def main() -> None:

@@ -204,6 +204,26 @@ def test_the_settings_fit_the_recorded_machine_and_are_taken_back_exactly(machin
     assert after == before
 
 
+def test_limits_that_the_kernel_keeps_in_order_are_set_and_taken_back_in_order(machine: Machines) -> None:
+    """intel_pstate raises max_perf_pct to min_perf_pct, and lowers min_perf_pct to max_perf_pct."""
+    root = ModuleRoot(machine("coffee_lake_12_gpus").top)
+    low, high = (f"{CPU}/intel_pstate/{name}_perf_pct" for name in ("min", "max"))
+    root.path(high).write_text("80\n")
+
+    def kernel(where: Any, path: str, value: str) -> None:
+        if path == high:
+            value = str(max(int(value), int(root.read(low))))
+        if path == low:
+            value = str(min(int(value), int(root.read(high))))
+        where.path(path).write_text(f"{value}\n")
+
+    wish = wish_from({"capability": "power", "sysfs": {low: 100, high: 100}})
+    converge(wish, check=False, root=root, writer=kernel)
+    assert (root.read(low), root.read(high)) == ("100", "100")
+    converge(wish_from({"capability": "power"}), check=False, root=root, writer=kernel)
+    assert (root.read(low), root.read(high)) == ("17", "80")
+
+
 def test_the_roles_defaults_are_the_modules() -> None:
     role = yaml.safe_load((REPO / "roles/power/defaults/main.yml").read_text())
     assert {name: role[f"power_{name}"] for name in DEFAULTS} == DEFAULTS
