@@ -42,7 +42,7 @@ STREAM_TELEMETRY = "ORG_TELEM"
 BUCKET_JOBS = "organism_jobs"
 """Latest state of each job (a projection that can be rebuilt from the streams)."""
 BUCKET_CONTROL = "organism_ctl"
-"""Leases (``shard.<n>``) and operators' wishes (``gpu.<id>``: drained)."""
+"""Leases (``shard.<n>``) and operators' wishes (``gpu.<id>``: drained, ``queue.<name>``: paused)."""
 
 DEFAULT_SHARD = "0"
 
@@ -263,6 +263,7 @@ def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None
                 MAESTRO_STATE,
                 "gpu.cache.agent.up",
                 "gpu.cache.heartbeat",
+                "gpu.cache.event",
                 "gpu.cache.sync.*",
                 "gpu.cache.prewarm.*",
             ],
@@ -408,6 +409,7 @@ def _allowed(kind: str, name: str) -> tuple[list[str], list[str]]:
         return [
             "gpu.cache.agent.up",
             "gpu.cache.heartbeat",
+            "gpu.cache.event",
             "gpu.cache.sync.done",
             "gpu.cache.sync.err",
             "gpu.cache.prewarm.done",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _client_settings, _maestro_settings, _policy
+from . import _client_settings, _limits, _maestro_settings, _policy
 from ._atomic import write_atomic
 from ._difference import ABSENT, Difference
 from ._root import Root
@@ -28,10 +28,11 @@ UNIT = "maestro.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CONFIG = _maestro_settings.DEFAULT_PATH
 POLICY = _policy.DEFAULT_PATH
+LIMITS = _limits.DEFAULT_PATH
 DAEMON = f"{CURRENT}/bin/organism-maestro"
 CLIENT = f"{CURRENT}/bin/maestroctl"
 USER = "organism"
-READ_AT_START = (CONFIG, POLICY, UNIT_FILE)
+READ_AT_START = (CONFIG, POLICY, LIMITS, UNIT_FILE)
 
 _MANAGED = "Managed by Ansible (organism.proxmox, maestro_deploy): changes made here are lost."
 
@@ -148,6 +149,36 @@ def render_policy(types: Iterable[str], operators: Iterable[str]) -> str:
     try:
         _policy.parse(text, "policy")
     except _policy.PolicyError as error:
+        raise DeployRefusedError(error.problems) from None
+    return text
+
+
+def render_limits(limits: Mapping[str, object]) -> str:
+    """The text of ``limits.toml``. Raises DeployRefusedError naming every unfit entry.
+
+    JSON's texts, numbers and lists of them are TOML's. An empty mapping is a file without limits.
+    """
+    lines = [f"# {_MANAGED}", "# What each user may have: of the user, else of the group, else the default."]
+    unfit = []
+    tables: list[tuple[str, object]] = [("defaults", limits.get("defaults", {}))]
+    for section in ("groups", "users"):
+        content = limits.get(section, {})
+        if isinstance(content, dict):
+            tables += [(f"{section}.{name}", table) for name, table in content.items()]
+        else:
+            unfit.append(f"limits: {section} must hold a mapping for each name")
+    unfit += [f"limits: no section {name}" for name in limits if name not in ("defaults", "groups", "users")]
+    for name, table in tables:
+        if not isinstance(table, dict):
+            unfit.append(f"limits: {name} must be a mapping")
+        elif table:
+            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    text = "\n".join(lines) + "\n"
+    if unfit:
+        raise DeployRefusedError(unfit)
+    try:
+        _limits.parse(text, "limits")
+    except _limits.LimitsError as error:
         raise DeployRefusedError(error.problems) from None
     return text
 

@@ -41,6 +41,13 @@ options:
     type: list
     elements: str
     default: [admin]
+  limits:
+    description:
+      - What each user may have, for C(/etc/organism/limits.toml), with the keys C(defaults), C(groups) and C(users).
+      - Each holds C(max_queued), C(max_running), C(max_gpu_seconds), C(min_priority), C(max_priority) and C(types) as
+        needed, or V(unlimited) for one of them. A group also has its C(users).
+    type: dict
+    default: {}
   contexts:
     description: Files that tell clients on this host where the bus is and who they are.
     type: list
@@ -155,7 +162,7 @@ from ansible_collections.organism.proxmox.plugins.module_utils._systemd import (
     run_command,
 )
 
-OURS = (_maestro_deploy.CONFIG, _maestro_deploy.POLICY, _maestro_deploy.UNIT_FILE)
+OURS = (_maestro_deploy.CONFIG, _maestro_deploy.POLICY, _maestro_deploy.LIMITS, _maestro_deploy.UNIT_FILE)
 
 
 def wanted_files(module: AnsibleModule) -> tuple[dict[str, File], tuple[str, ...]]:
@@ -165,6 +172,7 @@ def wanted_files(module: AnsibleModule) -> tuple[dict[str, File], tuple[str, ...
     files = {
         _maestro_deploy.CONFIG: File(config),
         _maestro_deploy.POLICY: File(_maestro_deploy.render_policy(params["types"], params["operators"])),
+        _maestro_deploy.LIMITS: File(_maestro_deploy.render_limits(params["limits"])),
         _maestro_deploy.UNIT_FILE: File(_maestro_deploy.UNIT_TEXT),
     }
     for context in params["contexts"]:
@@ -263,6 +271,7 @@ def main() -> None:
             "settings": {"type": "dict", "default": {}},
             "types": {"type": "list", "elements": "str", "default": ["cmd", "noop"]},
             "operators": {"type": "list", "elements": "str", "default": ["admin"]},
+            "limits": {"type": "dict", "default": {}},
             "contexts": {"type": "list", "elements": "dict", "default": [], "options": context},
             "health_context": {"type": "path"},
             "health_timeout": {"type": "int", "default": 30},

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from organism.bus import messages
 from organism.bus.jetstream import Stored
 from organism.bus.messages import JobSpec, Report
+from organism.core._limits import Limit
 from organism.core._policy import Policy
 from organism.maestro import intake, outcome
 from organism.maestro.ledger import Job, Ledger
@@ -139,11 +140,12 @@ def test_a_dead_letter_always_fits_and_says_when_it_was_cut(data: bytes) -> None
 
 def test_refusals_name_the_rule() -> None:
     spec, policy = JobSpec(cmd=["true"]), Policy()
+    free = intake.Standing(Limit(), 10**6, 3600.0)
     room = {"jobs": 1, "max_jobs": 2, "size": 10, "used": 0, "room": 100}
-    assert intake.refusal(spec, policy, **room) == ""
-    assert "policy" in intake.refusal(JobSpec(type="shell", shell="x"), policy, **room)
-    full = intake.refusal(spec, policy, **{**room, "jobs": 2})
+    assert intake.refusal(spec, policy, free, **room) == ""
+    assert "policy" in intake.refusal(JobSpec(type="shell", shell="x"), policy, free, **room)
+    full = intake.refusal(spec, policy, free, **{**room, "jobs": 2})
     assert "MAX_QUEUE is 2" in full
     assert intake.event_of(full) == "queue_full"
-    assert "bytes" in intake.refusal(spec, policy, **{**room, "used": 91})
-    assert intake.refusal(spec, policy, **{**room, "used": 91, "room": 0}) == ""
+    assert "bytes" in intake.refusal(spec, policy, free, **{**room, "used": 91})
+    assert intake.refusal(spec, policy, free, **{**room, "used": 91, "room": 0}) == ""

@@ -47,7 +47,7 @@ class Queue:
 
     def decide(self, now: float = 0.0) -> list[tuple[int, str]]:
         made = []
-        for job, gpu in self.scheduler.decide(now):
+        for job, gpu, _ in self.scheduler.decide(now):
             self.fleet.assign(gpu, TaskRef(job.task_id, 1), job.seq, now)
             made.append((job.seq, gpu.id))
         return made
@@ -227,7 +227,7 @@ def test_decisions_are_those_of_a_plain_search(history: list[Any]) -> None:
             assert (first[0].seq if first else None) == expected
             if first is None:
                 break
-            job, gpu = first
+            job, gpu, _ = first
             assert suits(job, gpu.id)
             fleet.assign(gpu, TaskRef(job.task_id, 1), job.seq, 0.0)
             del waiting[job.seq]

@@ -85,6 +85,8 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     """Own jobs, submitted before, that have to end first. If one ends otherwise, this is cancelled (``dependency``)."""
     deadline: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] | None = None
     """Seconds from the submission; a job that has not ended by then, waiting or running, fails (``deadline``)."""
+    queue: Identifier = "default"
+    """Operators can pause a queue; jobs of all queues compete for the same GPUs."""
     unique: Identifier | None = None
     """While a job of the same user with this key is unfinished, another one is cancelled (``unique``)."""
     labels: dict[str, str] = {}
@@ -114,6 +116,8 @@ class RunOrder(msgspec.Struct, omit_defaults=True, kw_only=True):
     spec: JobSpec
     enq_seq: int
     """Sequence of the submission in ORG_WQ: the conductor's own key."""
+    reason: str = ""
+    """Why this job went before one that strict order would have put first."""
 
 
 class Device(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -17,6 +17,7 @@ cancel        TaskRequest         JobReply            owner or operator; not_fou
 logs          LogsRequest         LogsReply           owner or operator; not_found; unavailable (its worker is away)
 top           TopRequest          TopReply            everyone; ``job`` of others' jobs is shown, their output never is
 drain         DrainRequest        DrainReply          operators: forbidden; not_found
+pause         PauseRequest        PauseReply          operators: forbidden
 dead_list     DeadListRequest     DeadListReply       own ones; operators all
 dead_replay   DeadReplayRequest   DeadReplayReply     owner or operator; not_found; conflict (payload is unusable)
 info          InfoRequest         InfoReply           everyone
@@ -43,6 +44,7 @@ OPERATIONS = (
     "logs",
     "top",
     "drain",
+    "pause",
     "dead_list",
     "dead_replay",
     "info",
@@ -215,6 +217,8 @@ class TopReply(_Reply, omit_defaults=True, kw_only=True):
     gpus: list[GpuInfo] = []
     queue: dict[str, int] = {}
     """Number of jobs by state: the unfinished states (0 included), and the final ones counted since taking over."""
+    paused: list[str] = []
+    """Queues that give out no jobs."""
     conductor: ConductorInfo
 
 
@@ -226,6 +230,17 @@ class DrainRequest(_Request, forbid_unknown_fields=True, omit_defaults=True, kw_
 
 class DrainReply(_Reply, omit_defaults=True, kw_only=True):
     gpu: GpuInfo
+
+
+class PauseRequest(_Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    queue: Identifier = "default"
+    on: bool = True
+    """False: gives out jobs again."""
+
+
+class PauseReply(_Reply, omit_defaults=True, kw_only=True):
+    paused: list[str] = []
+    """All queues that are paused now."""
 
 
 class DeadListRequest(_Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

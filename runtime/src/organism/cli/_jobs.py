@@ -38,6 +38,7 @@ def job_fields(arguments: argparse.Namespace) -> dict[str, Any]:
         "after": arguments.after,
         "deadline": arguments.deadline,
         "unique": arguments.unique,
+        "queue": arguments.queue,
         "env": None if arguments.environment is None else dict(arguments.environment),
         "labels": None if arguments.labels is None else dict(arguments.labels),
     }

@@ -167,6 +167,11 @@ def build_parser() -> Parser:
         ("undrain", "give a GPU jobs again (operators)"),
     ):
         add(name, text).add_argument("gpu_id", metavar="GPU")
+    for name, text in (
+        ("pause", "start no job of a queue (operators)"),
+        ("resume", "start a queue's jobs again (operators)"),
+    ):
+        add(name, text).add_argument("queue", metavar="QUEUE", nargs="?", default="default", help="default: default")
     _add_dead(add("dead", "look at what could not be run, and run it again"))
     add("info", "show what this site allows and promises")
     completion = add("completion", "print the completion script of a shell")
@@ -225,6 +230,9 @@ def _add_submit(parser: Parser) -> None:
         "--deadline", dest="deadline", metavar="S", type=positive, help="fails if it has not ended S seconds from now"
     )
     how.add_argument("--unique", dest="unique", metavar="KEY", help="only one unfinished job of yours with this key")
+    how.add_argument(
+        "--queue", dest="queue", metavar="NAME", help="a queue that operators can pause (default: default)"
+    )
     how.add_argument("--array", dest="array", metavar="N", type=int, help="N such jobs, ORGANISM_ARRAY_INDEX 0 to N-1")
     how.add_argument(
         "--env", dest="environment", metavar="K=V", type=assignment, action="append", help="may be repeated"

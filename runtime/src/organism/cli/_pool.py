@@ -49,6 +49,8 @@ def top_lines(output: Output, reply: rpc_types.TopReply) -> list[str]:
         for gpu in sorted(reply.gpus, key=lambda gpu: _natural(gpu.id))
     ]
     queue = "  ".join(f"{state} {count}" for state, count in reply.queue.items() if count) or "empty"
+    if reply.paused:
+        queue += f"  (paused: {', '.join(reply.paused)})"
     leader = reply.conductor
     return [
         f"conductor {leader.name} {leader.version}, epoch {leader.epoch}, leads since {stamp(leader.since)} UTC",
@@ -68,7 +70,8 @@ def _natural(name: str) -> tuple[str, int, str]:
 async def top(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Output) -> int:
     reply = await maestro.top()
     if output.as_json or arguments.once or not output.stdout.isatty():
-        output.answer(lines=top_lines(output, reply), gpus=reply.gpus, queue=reply.queue, conductor=reply.conductor)
+        fields = {name: getattr(reply, name) for name in reply.__struct_fields__}
+        output.answer(lines=top_lines(output, reply), **fields)
         return EXIT_OK
     # a tenth of a second to import, which only the live table is worth
     from rich.console import Console
@@ -92,6 +95,13 @@ async def drain(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Ou
     gpu = await maestro.drain(arguments.gpu_id, on)
     rest = f"; {gpu.job} still runs there" if on and gpu.job else ""
     output.answer(lines=[f"{gpu.id}  {output.paint(gpu.state)}{rest}"], gpu=gpu)
+    return EXIT_OK
+
+
+async def pause(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Output) -> int:
+    paused = await maestro.pause(arguments.queue, arguments.operation == "pause")
+    state = "paused" if arguments.queue in paused else "open"
+    output.answer(lines=[f"queue {arguments.queue}  {state}"], paused=paused)
     return EXIT_OK
 
 

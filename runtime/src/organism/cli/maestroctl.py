@@ -31,6 +31,8 @@ OPERATIONS: dict[str, Operation] = {
     "top": _pool.top,
     "drain": _pool.drain,
     "undrain": _pool.drain,
+    "pause": _pool.pause,
+    "resume": _pool.pause,
     "dead": _pool.dead,
     "info": _pool.info,
 }

@@ -121,6 +121,7 @@ class AsyncMaestro:
         after: Sequence[str] | None = None,
         deadline: float | None = None,
         unique: str | None = None,
+        queue: str | None = None,
         labels: dict[str, str] | None = None,
         confirm: float = CONFIRM,
     ) -> AsyncJobHandle:
@@ -148,6 +149,7 @@ class AsyncMaestro:
                 "after": after,
                 "deadline": deadline,
                 "unique": unique,
+                "queue": queue,
                 "labels": labels,
             }
         )
@@ -315,6 +317,11 @@ class AsyncMaestro:
         """No new jobs for this GPU (``on=False``: again). Operators only. Raises NotFoundError."""
         request = build_request({"gpu": gpu, "on": on}, rpc_types.DrainRequest)
         return (await self._link.rpc("drain", request, rpc_types.DrainReply)).gpu
+
+    async def pause(self, queue: str = "default", on: bool = True) -> Sequence[str]:
+        """No job of this queue starts (``on=False``: again). Operators only. Returns the queues that are paused."""
+        request = build_request({"queue": queue, "on": on}, rpc_types.PauseRequest)
+        return (await self._link.rpc("pause", request, rpc_types.PauseReply)).paused
 
     async def dead(self, limit: int = 100) -> rpc_types.DeadListReply:
         """Dead letters, the newest first."""

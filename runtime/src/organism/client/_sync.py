@@ -116,6 +116,7 @@ class Maestro:
         after: Sequence[str] | None = None,
         deadline: float | None = None,
         unique: str | None = None,
+        queue: str | None = None,
         labels: dict[str, str] | None = None,
         confirm: float = CONFIRM,
     ) -> JobHandle:
@@ -138,6 +139,7 @@ class Maestro:
                 after=after,
                 deadline=deadline,
                 unique=unique,
+                queue=queue,
                 labels=labels,
                 confirm=confirm,
             )
@@ -212,6 +214,10 @@ class Maestro:
     def drain(self, gpu: str, on: bool = True) -> rpc_types.GpuInfo:
         """See :meth:`AsyncMaestro.drain`."""
         return self._run(self._aio.drain(gpu, on))
+
+    def pause(self, queue: str = "default", on: bool = True) -> Sequence[str]:
+        """See :meth:`AsyncMaestro.pause`."""
+        return self._run(self._aio.pause(queue, on))
 
     def dead(self, limit: int = 100) -> rpc_types.DeadListReply:
         """See :meth:`AsyncMaestro.dead`."""

@@ -26,11 +26,12 @@ from organism.maestro.clock import Clock, stamp
 from organism.maestro.commit import Fenced, Outcome
 from organism.maestro.dependencies import Ended, sort_out
 from organism.maestro.endings import Endings, Then
+from organism.maestro.intake import Standing
 from organism.maestro.ledger import WAITING, Job, RunRecord
 from organism.maestro.outcome import Final
+from organism.maestro.scheduler import Choice
 from organism.maestro.site import Site
 from organism.maestro.takeover import Fences, Inheritance
-from organism.maestro.workers import Gpu
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class _Dispatch(msgspec.Struct, kw_only=True):
     timeout: float
     spec: msgspec.Raw
     enq_seq: int
+    reason: str
 
 
 class Conductor(Endings):
@@ -73,6 +75,7 @@ class Conductor(Endings):
         for job in self.ledger.assigned():
             assert job.gpu is not None
             self.fleet.restore(job.gpu, job.incarnation, TaskRef(job.task_id, job.attempt), job.seq, now)
+            self.shares.started(job, now)
             self._guard(job, now)
         for job in self.ledger.waiting():
             if job.attempt or not (job.after or job.unique):
@@ -181,6 +184,11 @@ class Conductor(Endings):
         self._watch_deadline(job)
         self.admit(job, ended)
 
+    def standing(self, user: str, queued: int | None = None) -> Standing:
+        """What a user may have and has."""
+        count = self.ledger.by_user[user] if queued is None else queued
+        return Standing(self.shares.limit(user), count, self.ledger.defaults.timeout)
+
     def _may_see(self, user: str, owner: str) -> bool:
         return user == owner or self.site.policy.is_operator(user)
 
@@ -197,19 +205,22 @@ class Conductor(Endings):
         now = self.clock.now()
         if self.ended.is_set() or now < self._paused_until:
             return
-        for job, gpu in self.scheduler.decide(now):
+        for choice in self.scheduler.decide(now):
+            job, gpu, _ = choice
             job.busy = "dispatch"
             self.fleet.assign(gpu, TaskRef(job.task_id, job.attempt + 1), job.seq, now)
+            self.shares.started(job, now)
             if job.raw is not None:
-                self._dispatch(job, gpu, job.raw)
+                self._dispatch(choice, job.raw)
             else:
-                self.spawn(self._fetch_and_dispatch(job, gpu), f"dispatch of {job.task_id}")
+                self.spawn(self._fetch_and_dispatch(choice), f"dispatch of {job.task_id}")
         self._timer.at(self.scheduler.next_timer())
 
-    async def _fetch_and_dispatch(self, job: Job, gpu: Gpu) -> None:
-        self._dispatch(job, gpu, await self._raw(job))
+    async def _fetch_and_dispatch(self, choice: Choice) -> None:
+        self._dispatch(choice, await self._raw(choice.job))
 
-    def _dispatch(self, job: Job, gpu: Gpu, raw: bytes) -> None:
+    def _dispatch(self, choice: Choice, raw: bytes) -> None:
+        job, gpu, reason = choice
         attempt, incarnation, now = job.attempt + 1, gpu.incarnation, self.clock.now()
         order = _Dispatch(
             ts=stamp(now),
@@ -221,16 +232,19 @@ class Conductor(Endings):
             timeout=job.timeout,
             spec=msgspec.Raw(raw),
             enq_seq=job.seq,
+            reason=reason,
         )
 
         def done(result: Outcome) -> None:
-            self._dispatched(job, gpu, TaskRef(job.task_id, attempt), incarnation, now, result)
+            self._dispatched(choice, TaskRef(job.task_id, attempt), incarnation, now, result)
 
         self.queue.put(_bus.run_subject(gpu.id), messages.encode(order), f"run:{job.seq}:{attempt}", done)
 
-    def _dispatched(self, job: Job, gpu: Gpu, ref: TaskRef, incarnation: str, now: float, result: Outcome) -> None:
+    def _dispatched(self, choice: Choice, ref: TaskRef, incarnation: str, now: float, result: Outcome) -> None:
+        job, gpu, reason = choice
         job.busy = ""
         if not isinstance(result, int):
+            self.shares.stopped(job.seq, now)
             self.release(gpu.id, ref)
             if isinstance(result, Fenced):
                 return
@@ -239,7 +253,13 @@ class Conductor(Endings):
             self._then_after(job)
             return
         record = RunRecord(
-            ts="", task_id=job.task_id, attempt=ref.attempt, gpu=gpu.id, incarnation=incarnation, enq_seq=job.seq
+            ts="",
+            task_id=job.task_id,
+            attempt=ref.attempt,
+            gpu=gpu.id,
+            incarnation=incarnation,
+            enq_seq=job.seq,
+            reason=reason,
         )
         self.ledger.dispatched(record, result, now)
         self.feed.event(job.steps[-1])

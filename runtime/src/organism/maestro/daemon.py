@@ -21,7 +21,7 @@ from pathlib import Path
 from organism._version import VERSION
 from organism.bus.connection import BusClient, connect
 from organism.bus.errors import BusError, Unavailable
-from organism.core import _bus, _maestro_settings, _policy
+from organism.core import _bus, _limits, _maestro_settings, _policy
 from organism.core._maestro_settings import Loaded, SettingsError
 from organism.core._root import Root
 from organism.maestro import sdnotify, telemetry
@@ -73,29 +73,30 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load(path: str) -> tuple[Loaded, _policy.Policy]:
-    """Settings and policy. Raises SettingsError, PolicyError or OSError."""
+def load(path: str) -> tuple[Loaded, _policy.Policy, _limits.Limits]:
+    """Settings, policy and limits. Raises SettingsError, PolicyError, LimitsError or OSError."""
     loaded = _maestro_settings.parse(Path(path).read_text(encoding="utf-8"), path)
-    return loaded, _policy.load(Root(), loaded.settings.text("POLICY_FILE"))
+    policy = _policy.load(Root(), loaded.settings.text("POLICY_FILE"))
+    return loaded, policy, _limits.load(Root(), loaded.settings.text("LIMITS_FILE"))
 
 
-def site_of(loaded: Loaded, policy: _policy.Policy) -> Site:
+def site_of(loaded: Loaded, policy: _policy.Policy, limits: _limits.Limits) -> Site:
     settings = loaded.settings
     name = settings.text("NAME") or socket.gethostname().split(".", 1)[0]
     if not _bus.is_identifier(name):
         raise SettingsError([f"the host's name {name!r} is no component's name; set NAME"])
-    return Site(settings, policy, name, settings.text("SHARD"), VERSION)
+    return Site(settings, policy, limits, name, settings.text("SHARD"), VERSION)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
-        loaded, policy = load(options.config)
-        site = site_of(loaded, policy)
+        loaded, policy, limits = load(options.config)
+        site = site_of(loaded, policy, limits)
     except OSError as problem:
         print(f"organism-maestro: {problem.filename}: {problem.strerror}", file=sys.stderr)  # noqa: T201 - no log yet
         return 2
-    except (SettingsError, _policy.PolicyError) as problem:
+    except (SettingsError, _policy.PolicyError, _limits.LimitsError) as problem:
         for line in problem.problems:
             print(f"organism-maestro: {line}", file=sys.stderr)  # noqa: T201 - no log yet
         return 2
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for notice in loaded.notices:
         log.warning("%s", notice)
     if options.check_config:
-        log.info("%s and %s are good", options.config, site.settings.text("POLICY_FILE"))
+        files = (options.config, *(site.settings.text(key) for key in ("POLICY_FILE", "LIMITS_FILE")))
+        log.info("%s are good", ", ".join(files))
         return 0
     return asyncio.run(serve(site))
 

@@ -113,6 +113,7 @@ class Endings(Leading):
             job.busy = ""
             if isinstance(result, int):
                 self.ledger.retried(journal, result, now)
+                self.shares.stopped(job.seq, now)
                 self.feed.event(job.steps[-1])
                 self.scheduler.add(job, self.clock.now())
                 self.pump()
@@ -206,7 +207,7 @@ class Endings(Leading):
         else:
             log.warning("job %s (%d): its id was used by an earlier job; it leaves no result", job.task_id, job.seq)
             self.ledger.drop(job.seq)
-            self.dependencies.release(job)
+            self._gone(job)
             self.janitor.retire(job.seq, *job.records)
             then("known")
         self._then_after(job)
@@ -230,7 +231,7 @@ class Endings(Leading):
         """A result is stored: now it may be known."""
         job = self.ledger.drop(seq)
         if job is not None:
-            self.dependencies.release(job)
+            self._gone(job)
         self.janitor.retire(seq, *(job.records if job else ()))
         self.archive.add(result, size)
         self._let_go(result.task_id, result.state)
@@ -239,6 +240,13 @@ class Endings(Leading):
         for watcher in self.watchers.pop(result.task_id, []):
             watcher.set()
         self._notify(result, size)
+
+    def _gone(self, job: Job) -> None:
+        """Nothing waits or counts any more for a job that has left the ledger."""
+        self.dependencies.release(job)
+        self.shares.stopped(job.seq, self.clock.now())
+        if self.shares.limit(job.user).rules:
+            self.pump()  # its user may have been at a limit
 
     def _let_go(self, task_id: str, state: str) -> None:
         """Those that waited for this job may run, or never can."""

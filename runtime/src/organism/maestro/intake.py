@@ -14,6 +14,7 @@ from organism.bus import messages
 from organism.bus.jetstream import Stored
 from organism.bus.messages import BadMessage, DeadLetter, JobSpec
 from organism.core import _bus
+from organism.core._limits import Limit
 from organism.core._policy import Policy
 from organism.maestro.ledger import generated_id
 
@@ -75,13 +76,30 @@ def _usable_id(data: bytes) -> str:
     return found if isinstance(found, str) and _bus.is_identifier(found) else ""
 
 
-def refusal(spec: JobSpec, policy: Policy, *, jobs: int, max_jobs: int, size: int, used: int, room: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a submitter may have, and has: unfinished jobs. ``timeout`` is what a job gets that does not say."""
+
+    limit: Limit
+    queued: int
+    timeout: float
+
+    def refusal(self, spec: JobSpec) -> str:
+        return self.limit.refusal(spec.type, spec.priority, self.queued, spec.timeout or self.timeout)
+
+
+def refusal(
+    spec: JobSpec, policy: Policy, standing: Standing, *, jobs: int, max_jobs: int, size: int, used: int, room: int
+) -> str:
     """Why a well-formed job is not taken; empty when it is.
 
     ``used`` and ``room`` are bytes of unfinished submissions in the stream: the rest of it is kept for run orders.
     """
     if not policy.allows(spec.type):
         return policy.refusal(spec.type)
+    beyond = standing.refusal(spec)
+    if beyond:
+        return beyond
     if jobs >= max_jobs:
         return full(jobs, max_jobs)
     if room and used + size > room:

@@ -23,6 +23,7 @@ from organism.maestro.janitor import Janitor
 from organism.maestro.outbox import Outbox
 from organism.maestro.projections import Projections
 from organism.maestro.scheduler import Scheduler
+from organism.maestro.shares import Shares
 from organism.maestro.site import Site
 from organism.maestro.takeover import Fences, Inheritance
 from organism.maestro.workers import Fleet
@@ -43,7 +44,10 @@ class Leading(ABC):
         self.ledger = left.ledger
         self.fleet = Fleet(site.limits, epoch)
         self.fleet.buried |= left.ledger.buried
-        self.scheduler = Scheduler(self.fleet, announce_after=site.settings.number("WAIT_GPU_SEC"))
+        self.shares = Shares(site.user_limits, site.order.half_life)
+        self.scheduler = Scheduler(
+            self.fleet, announce_after=site.settings.number("WAIT_GPU_SEC"), order=site.order, shares=self.shares
+        )
         self.dependencies = Dependencies()
         self.archive = Archive()
         self.outbox = Outbox(nc)

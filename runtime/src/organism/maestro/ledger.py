@@ -10,7 +10,7 @@ of the stream and arrives at the same set (tests/unit/maestro/test_ledger.py).
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,6 +41,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     gpu: str
     incarnation: str
     enq_seq: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Job:
     """The submission's JSON, or None when it is large."""
     size: int
     after: tuple[After, ...] = ()
+    queue: str = "default"
     unique: str | None = None
     deadline: float | None = None
     """When it has to have ended."""
@@ -160,6 +162,7 @@ class Ledger:
         self.by_id: dict[str, Job] = {}
         self.by_key: dict[tuple[str, str], list[Job]] = {}
         """(user, `unique`) -> its unfinished jobs, in order of arrival."""
+        self.by_user: Counter[str] = Counter()
         self.refused: set[int] = set()
         """Submissions that will not become jobs, until that is written down."""
         self.bytes = 0
@@ -200,6 +203,7 @@ class Ledger:
             raw=raw if len(raw) <= KEPT_SPEC else None,
             size=len(raw),
             after=tuple(spec.after),
+            queue=spec.queue,
             unique=spec.unique,
             deadline=time + spec.deadline if spec.deadline else None,
             not_before=time + spec.delay if spec.delay else 0.0,
@@ -207,6 +211,7 @@ class Ledger:
         )
         self.jobs[seq] = job
         self.by_id[task_id] = job
+        self.by_user[user] += 1
         if job.unique is not None:
             self.by_key.setdefault((user, job.unique), []).append(job)
         self.bytes += job.size
@@ -226,7 +231,7 @@ class Ledger:
         job.records.append(seq)
         job.attempt, job.gpu, job.incarnation = order.attempt, order.gpu, order.incarnation
         job.phase, job.not_before = "assigned", 0.0
-        job.event(SCHEDULED, "scheduled", time)
+        job.event(SCHEDULED, "scheduled", time, reason=order.reason)
         return job
 
     def retried(self, journal: Journal, seq: int, time: float) -> Job | None:
@@ -255,6 +260,9 @@ class Ledger:
         if job is not None:
             del self.by_id[job.task_id]
             self.bytes -= job.size
+            self.by_user[job.user] -= 1
+            if not self.by_user[job.user]:
+                del self.by_user[job.user]
             if job.unique is not None:
                 same = self.by_key[job.user, job.unique]
                 same.remove(job)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -69,8 +69,10 @@ class Listeners:
         info = await conductor.js.info(_bus.STREAM_WQ)
         self._room = int(max(0, int(info["config"].get("max_bytes", 0))) * FILL)
         conductor.janitor.taken_in = after
+        await self._known_wishes()
         conductor.spawn(self._submissions(after + 1), "intake")
-        conductor.spawn(self._wishes(), "drain wishes")
+        conductor.spawn(self._wishes("gpu", self.wish), "drain wishes")
+        conductor.spawn(self._wishes("queue", self.wish_queue), "queue wishes")
         for subject, handler in (
             ("gpu.worker.heartbeat.*", self._heartbeat),
             ("gpu.worker.metrics.*", self._metrics),
@@ -131,12 +133,16 @@ class Listeners:
     async def known_results(self, task_ids: list[str]) -> dict[str, Result]:
         """The results that some ids have already."""
         subjects = {_bus.result_subject(task_id): task_id for task_id in task_ids}
+        found = await self._last(_bus.STREAM_RESULTS, subjects)
+        return {subjects[key]: result for key, one in found.items() if (result := readable(one)) is not None}
+
+    async def _last(self, stream: str, subjects: Collection[str]) -> dict[str, Stored]:
+        """The last messages of these; asks until the stream answers."""
         while subjects:
             try:
-                found = await last_many(self.conductor.js, _bus.STREAM_RESULTS, subjects)
-                return {subjects[key]: result for key, one in found.items() if (result := readable(one)) is not None}
+                return await last_many(self.conductor.js, stream, subjects)
             except Unavailable as problem:
-                log.info("known results: %s; asking again", problem)
+                log.info("%s: %s; asking again", stream, problem)
                 await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
         return {}
 
@@ -170,6 +176,7 @@ class Listeners:
             why = intake.refusal(
                 spec,
                 conductor.site.policy,
+                conductor.standing(submission.user),
                 jobs=len(ledger),
                 max_jobs=conductor.site.settings.integer("MAX_QUEUE"),
                 size=len(submission.raw),
@@ -354,29 +361,53 @@ class Listeners:
 
     # ---- operators' wishes -------------------------------------------------------------------------------------------
 
-    async def _wishes(self) -> None:
-        """Keys ``gpu.<id>`` of the control bucket: ``{"drained": true}``."""
+    async def _known_wishes(self) -> None:
+        """What operators had asked for before this term: no job may start before that is known."""
+        prefix = f"$KV.{_bus.BUCKET_CONTROL}."
+        handlers = {"gpu": self.wish, "queue": self.wish_queue}
+        patterns = [f"{prefix}{kind}.*" for kind in handlers]
+        for subject, entry in (await self._last(f"KV_{_bus.BUCKET_CONTROL}", patterns)).items():
+            kind, _, name = subject.removeprefix(prefix).partition(".")
+            handlers[kind](name, entry.data)
+
+    async def _wishes(self, what: str, wish: Callable[[str, bytes], None]) -> None:
+        """Keys of the control bucket: ``gpu.<id>``: ``{"drained": true}``, ``queue.<name>``: ``{"paused": true}``."""
         conductor = self.conductor
-        prefix = f"$KV.{_bus.BUCKET_CONTROL}.gpu."
+        prefix = f"$KV.{_bus.BUCKET_CONTROL}.{what}."
         tail = StreamTail(conductor.js, f"KV_{_bus.BUCKET_CONTROL}", filter_subjects=[f"{prefix}*"])
         try:
             async for batch in tail:
                 for entry in batch:
-                    self.wish(entry.subject.removeprefix(prefix), entry.data)
+                    wish(entry.subject.removeprefix(prefix), entry.data)
         finally:
             await tail.close()
 
     def wish(self, gpu_id: str, value: bytes) -> None:
         """Set what an operator wants of a GPU; an empty or unreadable value is no wish."""
-        try:
-            drained = bool(json.loads(value).get("drained")) if value else False
-        except (ValueError, AttributeError):
-            drained = False
+        drained = _flag(value, "drained")
         gpu = self.conductor.fleet.gpu(gpu_id)
         if gpu.drained != drained:
             gpu.drained = drained
             log.info("GPU %s is %s", gpu_id, "drained: it gets no new job" if drained else "back in service")
             self.conductor.pump()
+
+    def wish_queue(self, name: str, value: bytes) -> None:
+        """Let a queue give out jobs, or not."""
+        paused = self.conductor.scheduler.paused
+        if _flag(value, "paused") and name not in paused:
+            paused.add(name)
+            log.info("queue %s is paused: none of its jobs starts", name)
+        elif not _flag(value, "paused") and name in paused:
+            paused.discard(name)
+            log.info("queue %s goes on", name)
+            self.conductor.pump()
+
+
+def _flag(value: bytes, name: str) -> bool:
+    try:
+        return bool(json.loads(value).get(name)) if value else False
+    except (ValueError, AttributeError):
+        return False
 
 
 def _verdict(state: str, attempts: int, report: Report) -> ReportReply:

@@ -20,7 +20,9 @@ MOST = 1000
 
 
 async def last_many(js: JetStream, stream: str, subjects: Iterable[str], *, timeout: float = 10.0) -> dict[str, Stored]:
-    """subject -> its last message, for those that have one. Raises Unavailable or BusError.
+    """subject -> its last message, for those that have one; of several subjects some may be patterns.
+
+    Raises Unavailable or BusError.
 
     In a cluster a replica may answer that lags by a moment: what is decided on it must bear that.
     """

@@ -29,6 +29,8 @@ from organism.bus.rpc_types import (
     ListRequest,
     LogsReply,
     LogsRequest,
+    PauseReply,
+    PauseRequest,
     ResultReply,
     StreamInfo,
     TaskRequest,
@@ -73,6 +75,7 @@ class Rpc:
             "logs": (LogsRequest, self.logs),
             "top": (TopRequest, self.top),
             "drain": (DrainRequest, self.drain),
+            "pause": (PauseRequest, self.pause),
             "dead_list": (rpc_types.DeadListRequest, dead.letters),
             "dead_replay": (rpc_types.DeadReplayRequest, dead.replay),
             "info": (InfoRequest, self.info),
@@ -280,6 +283,7 @@ class Rpc:
         return TopReply(
             gpus=gpus,
             queue=queue,
+            paused=sorted(conductor.scheduler.paused),
             conductor=rpc_types.ConductorInfo(
                 name=conductor.site.name,
                 epoch=conductor.epoch,
@@ -299,6 +303,15 @@ class Rpc:
         await conductor.js.publish(f"$KV.{_bus.BUCKET_CONTROL}.gpu.{gpu.id}", value)
         self.listeners.wish(gpu.id, value)
         return DrainReply(gpu=views.gpu_info(gpu, conductor.fleet, {}, conductor.clock.now()))
+
+    async def pause(self, user: str, request: PauseRequest) -> PauseReply:
+        conductor = self.conductor
+        if not self._operator(user):
+            raise CallError("forbidden", f"{user} is no operator and may not pause a queue")
+        value = json.dumps({"paused": request.on, "by": user, "ts": conductor.clock.stamp()}).encode()
+        await conductor.js.publish(f"$KV.{_bus.BUCKET_CONTROL}.queue.{request.queue}", value)
+        self.listeners.wish_queue(request.queue, value)
+        return PauseReply(paused=sorted(conductor.scheduler.paused))
 
     async def info(self, _user: str, _request: InfoRequest) -> InfoReply:
         conductor = self.conductor

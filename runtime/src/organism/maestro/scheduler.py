@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which waiting job goes to which GPU next: strict priority, then order of arrival; the fittest GPU for it.
+"""Which waiting job goes to which GPU next: by priority, age, fair turns and arrival; the fittest GPU for it.
 
 Jobs with the same constraints share a heap, so a decision looks at the heads of the few classes that an idle GPU could
 serve, and a hundred thousand waiting jobs cost an event nothing. No I/O and no clock: ``now`` is passed in, in seconds.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from organism.maestro.ledger import Job
+from organism.maestro.shares import Order, Shares
 from organism.maestro.workers import Fleet, Gpu
 
 
@@ -26,17 +27,40 @@ class Class(NamedTuple):
     size: int
     """Index in the fleet's memory sizes of the smallest that suffices."""
     excluded: str | None
+    user: str
+    queue: str
 
 
-Entry = tuple[int, int]
-"""(-priority, sequence): the order in which jobs go."""
+Entry = tuple[float, float, int]
+"""(-priority, 0, sequence); with aging (0, the time from which it would have waited with priority 0, sequence)."""
+
+
+class Choice(NamedTuple):
+    """A decision; ``reason`` tells why a job went before others that strict order would have put first."""
+
+    job: Job
+    gpu: Gpu
+    reason: str
+
+
+class _Best(NamedTuple):
+    rank: Entry
+    key: Class
+    gpu: Gpu
+    job: Job
 
 
 class Scheduler:
     """The waiting jobs. The caller says what becomes of a job that :meth:`decide` hands out."""
 
-    def __init__(self, fleet: Fleet, *, announce_after: float = 5.0) -> None:
+    def __init__(
+        self, fleet: Fleet, *, announce_after: float = 5.0, order: Order | None = None, shares: Shares | None = None
+    ) -> None:
         self.fleet = fleet
+        self.order = order or Order()
+        self.shares = shares or Shares(half_life=self.order.half_life)
+        self.paused: set[str] = set()
+        """Names of queues that give out no jobs."""
         self.announce_after = announce_after
         self._heaps: dict[str | None, dict[Class, list[Entry]]] = {}
         self._ready: dict[int, tuple[Job, Class]] = {}
@@ -78,11 +102,17 @@ class Scheduler:
         key = self._class(job)
         self._ready[job.seq] = (job, key)
         heap = self._heaps.setdefault(key.pin, {}).setdefault(key, [])
-        heapq.heappush(heap, (-job.priority, job.seq))
+        heapq.heappush(heap, self._entry(job))
+
+    def _entry(self, job: Job) -> Entry:
+        if self.order.aging:
+            # all jobs age alike: who is before whom does not change with time
+            return (0.0, job.submitted - job.priority * 3600.0 / self.order.aging, job.seq)
+        return (-float(job.priority), 0.0, job.seq)
 
     def _class(self, job: Job) -> Class:
         size = bisect_left(self._sizes, job.min_vram_mb) if job.min_vram_mb else 0
-        return Class(job.requested_gpu, job.type, size, job.excluded)
+        return Class(job.requested_gpu, job.type, size, job.excluded, job.user, job.queue)
 
     def _rebuild(self) -> None:
         """Anew, because a memory size was learned (classes are cut differently) or most entries are dead."""
@@ -125,8 +155,8 @@ class Scheduler:
 
     # ---- decisions ---------------------------------------------------------------------------------------------------
 
-    def decide(self, now: float) -> Iterator[tuple[Job, Gpu]]:
-        """Pairs to dispatch, best first. The job has left the queue; the caller must assign or return it at once."""
+    def decide(self, now: float) -> Iterator[Choice]:
+        """What to dispatch, best first. The job has left the queue; the caller must assign or return it at once."""
         if len(self._sizes) != len(self.fleet.sizes):
             self._rebuild()
         if not self._ready or not self.fleet.idle:
@@ -134,22 +164,37 @@ class Scheduler:
         fleet = self.fleet
         idle = [gpu for gpu in fleet.idle.values() if not fleet.obstacle(gpu, now)]
         idle.sort(key=lambda gpu: (fleet.score(gpu, now), gpu.used, gpu.id))
+        turns = _Turns(self.shares, self.order, now)
         while idle and self._ready:
-            best: tuple[Entry, Class, Gpu] | None = None
-            for key, heap in self._candidates(idle):
-                entry = self._head(key, heap)
-                if entry is None or (best is not None and entry >= best[0]):
-                    continue
-                gpu = next((gpu for gpu in idle if self.fits(key, gpu, now)), None)
-                if gpu is not None:
-                    best = (entry, key, gpu)
+            best, first = self._best(idle, turns, now)
             if best is None:
                 return
-            entry, key, gpu = best
-            heapq.heappop(self._heaps[key.pin][key])
-            job, _ = self._ready.pop(entry[1])
-            idle.remove(gpu)
-            yield job, gpu
+            heapq.heappop(self._heaps[best.key.pin][best.key])
+            del self._ready[best.job.seq]
+            idle.remove(best.gpu)
+            turns.moved(best.job.user)
+            yield Choice(best.job, best.gpu, turns.reason(best.job, first))
+
+    def _best(self, idle: list[Gpu], turns: _Turns, now: float) -> tuple[_Best | None, Job | None]:
+        """The decision, and the job that strict order would have chosen."""
+        best: _Best | None = None
+        first: Job | None = None
+        for key, heap in self._candidates(idle):
+            entry = self._head(key, heap)
+            if entry is None or key.queue in self.paused:
+                continue
+            rank = turns.rank(entry, key.user)
+            job = self._ready[entry[2]][0]
+            before = first is None or (-job.priority, job.seq) < (-first.priority, first.seq)
+            if not before and best is not None and rank >= best.rank:
+                continue
+            gpu = next((gpu for gpu in idle if self.fits(key, gpu, now)), None)
+            if gpu is None:
+                continue
+            first = job if before else first
+            if not turns.bar(key.user) and (best is None or rank < best.rank):
+                best = _Best(rank, key, gpu, job)
+        return best, first
 
     def _candidates(self, idle: list[Gpu]) -> Iterator[tuple[Class, list[Entry]]]:
         for pin in (None, *(gpu.id for gpu in idle)):
@@ -157,7 +202,7 @@ class Scheduler:
 
     def _head(self, key: Class, heap: list[Entry]) -> Entry | None:
         while heap:
-            entry = self._ready.get(heap[0][1])
+            entry = self._ready.get(heap[0][2])
             if entry is not None and entry[1] == key:
                 return heap[0]
             heapq.heappop(heap)
@@ -193,6 +238,11 @@ class Scheduler:
                 f"is delayed for {job.not_before - now:.0f} s more"
             )
         key = self._class(job)
+        if job.queue in self.paused:
+            return False, f"queue {job.queue} is paused by an operator"
+        bar = self.shares.bar(job.user)
+        if bar:
+            return False, bar
         if job.requested_gpu is not None:
             gpu = self.fleet.gpus.get(job.requested_gpu)
             obstacle = "it is unknown" if gpu is None else self.fleet.obstacle(gpu, now)
@@ -217,3 +267,49 @@ class Scheduler:
             return f"GPU {job.requested_gpu} does not offer type {job.type} with {job.min_vram_mb} MiB"
         largest = max(gpu.vram_mb for gpu in living)
         return f"no GPU has {job.min_vram_mb} MiB of memory (the largest has {largest})"
+
+
+class _Turns:
+    """Whose turn it is, during one round of decisions."""
+
+    def __init__(self, shares: Shares, order: Order, now: float) -> None:
+        self.shares, self.order, self.now = shares, order, now
+        self._used: dict[str, float] = {}
+        self._bars: dict[str, str] = {}
+
+    def rank(self, entry: Entry, user: str) -> Entry:
+        """The entry, with the user's use as a handicap: a second of use is a second of waiting."""
+        if not self.order.half_life:
+            return entry
+        used = self._used.get(user)
+        if used is None:
+            used = self._used[user] = self.shares.usage(user, self.now)
+        return (entry[0], entry[1] + used, entry[2])
+
+    def bar(self, user: str) -> str:
+        found = self._bars.get(user)
+        if found is None:
+            found = self._bars[user] = self.shares.bar(user)
+        return found
+
+    def moved(self, user: str) -> None:
+        """The user gets a GPU: what is remembered of them is no longer true."""
+        self._used.pop(user, None)
+        self._bars.pop(user, None)
+
+    def reason(self, job: Job, first: Job | None) -> str:
+        """Why not the first in strict order; empty when it is that one."""
+        if first is None or first is job:
+            return ""
+        bar = self.shares.bar(first.user) if first.user != job.user else ""
+        if bar:
+            return f"{first.task_id} would be first, but {bar}"
+        if self.order.half_life and first.user != job.user and (job.priority == first.priority or self.order.aging):
+            mine, theirs = (self.shares.usage(user, self.now) for user in (job.user, first.user))
+            if theirs > mine:
+                return (
+                    f"{first.task_id} would be first, but {first.user} has used {theirs:.0f} GPU seconds"
+                    f" and {job.user} {mine:.0f}"
+                )
+        waited = self.now - job.submitted
+        return f"{first.task_id} would be first by priority, but this one has waited {waited:.0f} s"

@@ -7,9 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from organism.core._keyvalue import Settings
+from organism.core._limits import Limits as UserLimits
 from organism.core._maestro_settings import worker_lease
 from organism.core._policy import Policy
 from organism.maestro.outcome import Rules
+from organism.maestro.shares import Order
 from organism.maestro.workers import Limits
 
 
@@ -19,6 +21,7 @@ class Site:
 
     settings: Settings
     policy: Policy
+    user_limits: UserLimits
     name: str
     shard: str
     version: str
@@ -33,6 +36,10 @@ class Site:
             max_temp=settings.number("MAX_TEMP_C"),
             max_busy=settings.number("MAX_BUSY_PERCENT"),
         )
+
+    @property
+    def order(self) -> Order:
+        return Order(self.settings.number("AGING_PER_HOUR"), self.settings.number("FAIR_SHARE_HALF_LIFE_SEC"))
 
     @property
     def rules(self) -> Rules:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from organism.bus.connection import BusClient
@@ -130,6 +131,7 @@ class Term:
             list(dict.fromkeys([*(job.task_id for job in ledger.jobs.values()), *needed]))
         )
         taken = 0
+        queued: Counter[str] = Counter()
         for job in list(ledger.jobs.values()):
             verdict = takeover.known(job, found.get(job.task_id))
             if verdict == "conflict":
@@ -143,13 +145,19 @@ class Term:
             taken += 1
             if job.attempt == 0:
                 why = ""
+                standing = conductor.standing(job.user, queued[job.user])
+                beyond = standing.limit.refusal(job.type, job.priority, standing.queued, job.timeout)
                 if not site.policy.allows(job.type):
                     why = site.policy.refusal(job.type)
+                elif beyond:
+                    why = beyond
                 elif taken > site.settings.integer("MAX_QUEUE"):
                     why = intake.full(taken - 1, site.settings.integer("MAX_QUEUE"))
                 if why:
                     taken -= 1
                     await self._refuse(conductor, listeners, job, why, leave_result=True)
+                    continue
+            queued[job.user] += 1
         for job in list(ledger.waiting()):
             if not job.attempt and (job.after or job.unique):
                 conductor.admit(job, listeners.ended(job.after, found))
