@@ -24,6 +24,7 @@ from ._root import Root
 
 Answer = dict[str, Any]
 _MIB = 1024 * 1024
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,15 @@ def syncing(layer: Layer, root: Root, habits: Habits) -> Answer:
     report(layer, root, habits)
     generation = saved.generation
     done = f"generation {generation.number} saved" if saved.new else f"unchanged since generation {generation.number}"
-    if saved.new and generation.unsettled:
-        done += f"; {generation.unsettled} names changed meanwhile and follow with the next sync"
-    return {"message": done, "new": saved.new, "written_bytes": saved.written, **_record(generation)}
+    if saved.unsettled:
+        done += f"; {len(saved.unsettled)} names changed meanwhile and follow with the next sync"
+    if saved.not_quiescent:
+        done += f"; {len(saved.not_quiescent)} files are mapped for writing and not quiescent"
+    named = {
+        "unsettled_names": list(saved.unsettled[:_NAMED]),
+        "not_quiescent_names": list(saved.not_quiescent[:_NAMED]),
+    }
+    return {"message": done, "new": saved.new, "written_bytes": saved.written, **_record(generation), **named}
 
 
 def tending(layer: Layer, root: Root, habits: Habits) -> Answer:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -82,7 +83,13 @@ def with_operator(bus: BusServer, test: Callable[[BusClient, Ear], Awaitable[Non
         client = await bus.connected("operator", "olga")
         ear = Ear()
         try:
-            for subject in ("gpu.cache.agent.up", "gpu.cache.heartbeat", "gpu.cache.*.done", "gpu.cache.*.err"):
+            for subject in (
+                "gpu.cache.agent.up",
+                "gpu.cache.heartbeat",
+                "gpu.cache.event",
+                "gpu.cache.*.done",
+                "gpu.cache.*.err",
+            ):
                 await client.listen(subject, ear.hear)
             await ear.next("gpu.cache.heartbeat")
             await test(client, ear)
@@ -128,6 +135,47 @@ def test_what_fails_is_answered_and_told_as_an_error(
             assert not refused["ok"]
             assert refused["error"]
         assert (await ask(client, "sync", {"gpu": "gpu0"}))["ok"]  # it is still there
+
+    with_operator(bus, test)
+
+
+def test_all_gpus_are_asked_at_once_and_each_is_told_of(
+    bus: BusServer, settings: Settings, agent: subprocess.Popen[bytes]
+) -> None:
+    async def test(client: BusClient, ear: Ear) -> None:
+        answer = await ask(client, "sync", {"gpu": "*"})
+        assert (answer["ok"], answer["gpu"], answer["error"]) == (False, "*", "sync failed for gpu1")
+        assert {each["gpu"]: each["ok"] for each in answer["detail"]["gpus"]} == {"gpu0": True, "gpu1": False}
+        told = [await ear.heard.get() for _ in range(ear.heard.qsize())]
+        assert {payload["gpu"] for subject, payload in told if subject.startswith("gpu.cache.sync.")} == {
+            "gpu0",
+            "gpu1",
+        }
+
+    with_operator(bus, test)
+
+
+def test_a_cache_that_fills_up_and_a_disk_that_is_full_are_events(
+    bus: BusServer, settings: Settings, agent: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    async def event(ear: Ear, gpu: str) -> tuple[str, str]:
+        while (told := await ear.next("gpu.cache.event"))["gpu"] != gpu:
+            continue
+        return told["kind"], told["text"]
+
+    persist = tmp_path / "data/gpu0/persist"
+    persist.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", str(persist)], check=True)
+
+    async def test(client: BusClient, ear: Ear) -> None:
+        big = tmp_path / "srv/gpu0/big"
+        big.write_bytes(os.urandom(31 * 1024 * 1024))
+        assert await event(ear, "gpu0") == ("full", "gpu0 is 96.9 % full")
+        assert not (await ask(client, "sync", {"gpu": "gpu0"}))["ok"]
+        assert (await event(ear, "gpu0"))[0] == "no_space"
+        big.unlink()
+        assert (await ask(client, "sync", {"gpu": "gpu0"}))["ok"]
+        assert await event(ear, "gpu0") == ("ok", "gpu0 is well")
 
     with_operator(bus, test)
 

@@ -19,6 +19,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import msgspec
+
 from organism._version import VERSION
 from organism.bus.connection import connect
 from organism.bus.errors import BusError
@@ -73,6 +75,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[str] = []
         self._status: list[dict[str, Any]] = []
+        self._told: dict[str, str] = {}
         self._read_at: float | None = None
         self._reading: asyncio.Future[list[dict[str, Any]]] | None = None
 
@@ -86,6 +89,7 @@ class Agent:
             while not stop.is_set():
                 self._read_status()
                 await self._say(messages.HEARTBEAT, self._beat())
+                await self._tell_changes()
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         await stop.wait()
@@ -112,26 +116,45 @@ class Agent:
 
     async def serve(self, work: str, message: Message) -> None:
         """Do what a request asks, answer it, and tell everyone how it ended."""
-        began = time.time()
-        gpu: str | None = None
+        began = time.monotonic()
         try:
             gpu = messages.read_request(message.data)
-            if gpu not in self.ids:
-                return  # another host's
-            ok, detail = await self._in_turn(work, gpu)
-            error = "" if ok else str(detail.get("error", "failed"))
         except messages.BadRequest as problem:
-            ok, detail, error = False, {}, str(problem)
-        seconds = time.time() - began
-        outcome = messages.Outcome(
-            host=self.host, gpu=gpu, work=work, ok=ok, ts=time.time(), seconds=round(seconds, 3), error=error,
-            detail=detail,
-        )  # fmt: skip
+            outcome = self._outcome(work, None, began, False, {}, str(problem))
+            await self._say(messages.outcome_subject(work, False), outcome)
+        else:
+            if gpu == messages.EVERY:
+                given = await asyncio.gather(*(self._one(work, each) for each in self.ids))
+                bad = [each.gpu or "" for each in given if not each.ok]
+                detail = {"gpus": [msgspec.to_builtins(each) for each in given]}
+                outcome = self._outcome(
+                    work, gpu, began, not bad, detail, f"{work} failed for {', '.join(bad)}" if bad else ""
+                )
+            elif gpu in self.ids:
+                outcome = await self._one(work, gpu)
+            else:
+                return  # another host's
+        if message.reply and time.monotonic() - began < REPLY_SECONDS:
+            await self._say(message.reply, outcome)
+
+    async def _one(self, work: str, gpu: str) -> messages.Outcome:
+        """Do it for one GPU and tell everyone how it ended."""
+        began = time.monotonic()
+        ok, detail = await self._in_turn(work, gpu)
+        error = "" if ok else str(detail.get("error", "failed"))
+        outcome = self._outcome(work, gpu, began, ok, detail, error)
+        await self._say(messages.outcome_subject(work, ok), outcome)
+        return outcome
+
+    def _outcome(
+        self, work: str, gpu: str | None, began: float, ok: bool, detail: dict[str, Any], error: str
+    ) -> messages.Outcome:
         if not ok:
             log.warning("%s of %s: %s", work, gpu, error)
-        await self._say(messages.outcome_subject(work, ok), outcome)
-        if message.reply and seconds < REPLY_SECONDS:
-            await self._say(message.reply, outcome)
+        return messages.Outcome(
+            host=self.host, gpu=gpu, work=work, ok=ok, ts=time.time(), seconds=round(time.monotonic() - began, 3),
+            error=error, detail=detail,
+        )  # fmt: skip
 
     async def _in_turn(self, work: str, gpu: str) -> tuple[bool, dict[str, Any]]:
         if self._asked.get(gpu, 0) > WAITING:
@@ -175,6 +198,17 @@ class Agent:
         return messages.Beat(
             host=self.host, ts=time.time(), gpus=self.ids, status=self._status, status_age_s=age, running=self._running
         )
+
+    async def _tell_changes(self) -> None:
+        """An event for each cache whose condition is another than it was; the first one is told when it is not well."""
+        for status in self._status:
+            kind, text = messages.condition(status)
+            gpu = status["gpu"]
+            if kind != self._told.get(gpu, "ok"):
+                log.log(logging.INFO if kind == "ok" else logging.WARNING, "%s", text)
+                event = messages.Event(host=self.host, gpu=gpu, ts=time.time(), kind=kind, text=text)
+                await self._say(messages.EVENT, event)
+            self._told[gpu] = kind
 
     def _read_status(self) -> None:
         """Collect what the last reading found and begin another, unless a hung disk still holds that one."""
