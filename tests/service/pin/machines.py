@@ -34,16 +34,21 @@ class Vm:
         self.disk = write_disk(top / f"disk{vmid}.raw") if spin else None
         self.pid = 0
 
+    def words(self, run: Path) -> list[str]:
+        """The command line; ``run``: folder of its pid and its monitor."""
+        disk = ["-drive", f"file={self.disk},format=raw,if=ide"] if self.disk else ["-S"]
+        return [
+            *("nice", "-n", "19", str(QEMU), "-name", f"vm{self.vmid},debug-threads=on", "-machine", "pc"),
+            *("-accel", "tcg,thread=multi,tb-size=8", "-smp", self.smp, "-m", "16", "-nodefaults"),
+            *("-display", "none", "-object", "iothread,id=iothread-virtioscsi0", *disk),
+            *("-qmp", f"unix:{run / f'{self.vmid}.qmp'},server=on,wait=off"),
+            *("-pidfile", str(run / f"{self.vmid}.pid"), "-daemonize"),
+        ]
+
     def start(self) -> Vm:
         """Returns when the monitor listens: -daemonize ends its first process then."""
-        disk = ["-drive", f"file={self.disk},format=raw,if=ide"] if self.disk else ["-S"]
         subprocess.run(
-            [
-                *("nice", "-n", "19", str(QEMU), "-name", f"vm{self.vmid},debug-threads=on", "-machine", "pc"),
-                *("-accel", "tcg,thread=multi,tb-size=8", "-smp", self.smp, "-m", "16", "-nodefaults"),
-                *("-display", "none", "-object", "iothread,id=iothread-virtioscsi0", *disk),
-                *("-qmp", f"unix:{self.qmp},server=on,wait=off", "-pidfile", str(self.pidfile), "-daemonize"),
-            ],
+            self.words(self.run),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
