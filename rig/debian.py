@@ -129,19 +129,18 @@ def mmdebstrap(
     command += [suite, str(target) if target else "/dev/null", "-"]
     environment = {**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8"}
     with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            command,
-            input=sources(suite),
-            text=True,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-            timeout=BUILD_SECONDS,
-            env=environment,
+        work = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment
         )
-    if done.returncode:
+        try:
+            work.communicate(sources(suite), timeout=BUILD_SECONDS)
+        except BaseException:
+            work.terminate()  # it cleans up after itself, which it could not if it were killed
+            work.wait()
+            raise
+    if work.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
-        raise RigError(f"mmdebstrap ({name}) ended with {done.returncode}:\n{tail}", f"the whole log is {log}")
+        raise RigError(f"mmdebstrap ({name}) ended with {work.returncode}:\n{tail}", f"the whole log is {log}")
 
 
 def _quiet(command: Sequence[str | Path]) -> str:

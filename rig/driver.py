@@ -23,7 +23,7 @@ from .qmp import Qmp
 from .show import say
 
 PREPARE_SECONDS = 3600.0
-WAIT_SECONDS = 700.0
+WAIT_SECONDS = 1300.0
 SSH_SECONDS = 300.0
 # Everything that was plugged in is there, and the clock is right: a snapshot's stands still.
 SETTLE = """set -e
@@ -32,12 +32,12 @@ deadline=$((SECONDS + 60))
 present() {{
   test "$(ls -d /sys/bus/pci/devices/*/ | xargs -I@ cat @vendor | grep -c 0x1002)" -ge {functions} || return 1
   for serial in {disks}; do
-    grep -qsx "$serial" <(lsblk -dno SERIAL) || return 1
+    ls /dev/disk/by-id/*_"$serial" > /dev/null 2>&1 || return 1
   done
   grep -qsx {mac} /sys/class/net/*/address
 }}
 until present; do
-  test $SECONDS -lt $deadline || {{ echo "not all devices: $(lsblk -dno NAME,SERIAL; lspci | wc -l)" >&2; exit 1; }}
+  test $SECONDS -lt $deadline || {{ echo "not all devices: $(ls /dev/disk/by-id; lspci | wc -l)" >&2; exit 1; }}
   sleep 0.2
 done
 udevadm settle
@@ -92,7 +92,7 @@ class Rig:
         deadline = time.monotonic() + PREPARE_SECONDS
         while True:
             begun = control.alive(self.where) and control.ask(self.where, "status").life > 0
-            text = log.read_bytes()
+            text = log.read_bytes() if log.exists() else b""
             sys.stderr.write(text[shown:].decode(errors="replace"))
             sys.stderr.flush()
             shown = len(text)

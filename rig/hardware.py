@@ -135,7 +135,9 @@ def root_ports() -> list[Properties]:
             "bus": "pcie.0",
             "addr": f"{slot:x}.{function:x}",
         }
-        port |= {"chassis": number + 1, "slot": number + 1, "mem-reserve": "32M", "io-reserve": 4096}
+        port |= {"chassis": number + 1, "slot": number + 1, "mem-reserve": "32M"}
+        if number < GPU_SLOTS:
+            port["io-reserve"] = 4096  # there are 64 KiB of I/O addresses: not enough for sixteen
         if function == 0:
             port["multifunction"] = True
         ports.append(port)
@@ -159,6 +161,7 @@ def disk_device(disk: Disk) -> Properties:
         }  # fmt: skip
     return {
         "driver": "scsi-hd", "id": disk.name, "drive": f"file-{disk.name}", "serial": disk.name, "bus": "scsi0.0",
+        "device_id": disk.name,
         "rotation_rate": 7200 if disk.rotational else 1,
     }  # fmt: skip
 

@@ -30,6 +30,10 @@ from .show import say
 TRIES = 2
 
 
+class Ended(BaseException):
+    """A signal came before there was a machine."""
+
+
 class Keeper:
     """The main thread lives the machine's lives; a thread for each request asks for the next one."""
 
@@ -41,9 +45,9 @@ class Keeper:
         self._changed = threading.Condition()
         self._life: Life | None = None
         self._wanted = ""  # what a request made the present life end for: reset, power, restore, stop
-        self._publish()
+        self.publish()
 
-    def _publish(self, **values: Any) -> None:
+    def publish(self, **values: Any) -> None:
         with self._changed:
             for name, value in values.items():
                 setattr(self.state, name, value)
@@ -53,21 +57,21 @@ class Keeper:
     def run(self) -> int:
         """Until the machine is shut down or the rig is taken down; 1 when it does not come up."""
         image = prepared.ensure(self.where, self.machine, self.qemu)
-        self._publish(accelerator=image.accelerator)
+        self.publish(accelerator=image.accelerator)
         snapshot, fresh, tries = not self.machine.cold, True, TRIES
         while True:
             life = self._begin(image, snapshot=snapshot, fresh=fresh)
-            reason = life.live(lambda life=life: self._publish(phase="up", seconds=[*self.state.seconds, life.seconds]))  # type: ignore[misc]  # a default binds the loop's value
+            reason = life.live(lambda life=life: self.publish(phase="up", seconds=[*self.state.seconds, life.seconds]))  # type: ignore[misc]  # a default binds the loop's value
             wanted, self._wanted = self._wanted, ""
             say(f"life {self.state.life} ended: {wanted or reason}")
-            self._publish(ends=[*self.state.ends, wanted or reason], qemu=0)
+            self.publish(ends=[*self.state.ends, wanted or reason], qemu=0)
             if wanted == "stop" or (not wanted and reason in ("guest-shutdown", "host-signal", "host-qmp-quit")):
-                self._publish(phase="ended")
+                self.publish(phase="ended")
                 return 0
             if life.up or wanted:
                 tries = TRIES
             elif tries == 1:
-                self._publish(phase="failed", error=f"it did not come up in {TRIES} tries: {reason}")
+                self.publish(phase="failed", error=f"it did not come up in {TRIES} tries: {reason}")
                 return 1
             else:
                 tries -= 1
@@ -100,8 +104,8 @@ class Keeper:
         )
         self._life = life
         say(f"life {self.state.life + 1}: {how}")
-        self._publish(phase="starting", life=self.state.life + 1, how=how)
-        self._publish(qemu=life.begin())
+        self.publish(phase="starting", life=self.state.life + 1, how=how)
+        self.publish(qemu=life.begin())
         return life
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +154,9 @@ class Keeper:
     def end(self) -> None:
         """Called on a signal: take the machine along."""
         self._wanted = "stop"
-        if self._life is not None:
-            self._life.kill("stop")
+        if self._life is None:
+            raise Ended  # while it was prepared: what is under way cleans up after itself
+        self._life.kill("stop")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -162,10 +167,13 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, lambda *_: keeper.end())
     try:
         return keeper.run()
+    except Ended:
+        keeper.publish(phase="ended")
+        return 0
     except (RigError, OSError) as error:
         say(f"failed: {error}")
         hint = error.hint if isinstance(error, RigError) else ""
-        keeper._publish(phase="failed", error=f"{error}{'; ' + hint if hint else ''}")
+        keeper.publish(phase="failed", error=f"{error}{'; ' + hint if hint else ''}")
         return 1
 
 

@@ -21,8 +21,8 @@ from .hardware import PORT_QUEUES, Machine, disk_device, functions
 from .qemu import Qemu
 from .qmp import Qmp
 
-BOOT_SECONDS = 300.0
-RESTORE_SECONDS = 60.0
+BOOT_SECONDS = 600.0
+RESTORE_SECONDS = 120.0
 SOCKET_SECONDS = 30.0
 
 

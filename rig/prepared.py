@@ -26,6 +26,7 @@ from .qmp import Qmp
 from .show import say
 
 TRIES = 2
+SETTLE_SECONDS = 900.0
 # Real settings by the machine's own tools, and everything that would still be under way after a first boot.
 SETTLE = """set -e
 systemctl is-system-running --wait > /dev/null || test "$(systemctl is-system-running)" = degraded
@@ -119,7 +120,7 @@ def _boot_and_save(where: Settings, machine: Machine, qemu: Qemu, raw: Path, fou
         life.await_ssh()
         say(f"it answers after {life.seconds:.0f} s; settling")
         done = subprocess.run(
-            remote.command(where, port, SETTLE), capture_output=True, text=True, check=False, timeout=300
+            remote.command(where, port, SETTLE), capture_output=True, text=True, check=False, timeout=SETTLE_SECONDS
         )
         if done.returncode:
             raise RigError(f"settling ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-1500:]}")

@@ -47,6 +47,9 @@ sys.path.insert(0, str(_link_collection()))
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds (left out by ./run lint)")
+    config.addinivalue_line(
+        "markers", "whole: boots and reboots the rig (left out by ./run test, run by ./run rig-test)"
+    )
     config.pluginmanager.register(Account(), "organism-account")
 
 
