@@ -38,6 +38,15 @@ LEVELS = {
     level.number: level
     for level in (
         Level(0, "baseline", (), ("baseline",)),
+        Level(
+            1,
+            "organism",
+            ("pve",),
+            ("host_tools", "cpu_plan", "zfs", "memory", "io_scheduler", "profile", "ramlayer"),
+        ),
+        Level(2, "extreme", ("pve",), ("vm_hook", "qemu_pin", "steering", "mitigations")),
+        Level(3, "irq", ("pve",), ("irq", "nic")),
+        Level(4, "perfection", ("pve",), ("power",)),
         Level(7, "fleet", ("bus", "gpu_pool", "conductor"), ("runtime", "gpu", "bus", "gpucache", "worker")),
         Level(8, "conductor", ("conductor",), ("conductor",)),
         Level(9, "proof", ("conductor",), ("validate",)),
