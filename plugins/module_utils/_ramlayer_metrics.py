@@ -24,8 +24,8 @@ from ._root import Root
 COUNTERS = ("syncs", "failed", "enospc", "written_bytes", "spills", "spilled_bytes")
 PREFIX = "organism_ramlayer"
 
-# name, type, help; the order of the file
-_FAMILIES = (
+# name, type, help; in the order of the file
+FAMILIES = (
     ("mounted", "gauge", "1 when the overlay is mounted."),
     ("size_bytes", "gauge", "Limit of the layer's tmpfs."),
     ("used_bytes", "gauge", "Bytes in use of the layer's tmpfs."),
@@ -108,7 +108,7 @@ def values(status: Mapping[str, Any], counted: Mapping[str, int], *, dirty: int 
 def render(name: str, found: Mapping[str, float]) -> str:
     """The text exposition format, one layer a file; types and helps are the same in all of them."""
     lines = []
-    for family, kind, about in _FAMILIES:
+    for family, kind, about in FAMILIES:
         if family in found:
             full = f"{PREFIX}_{family}"
             lines += [f"# HELP {full} {about}", f"# TYPE {full} {kind}", f'{full}{{layer="{name}"}} {found[family]!r}']
