@@ -65,11 +65,11 @@ def test_a_host_is_steered_held_and_restored(quiet: Rig, tmp_path: Path) -> None
     # a driver that comes back asks for new vectors, and the keeper hears of it: no look at the clock is involved
     assert rig.must("systemctl is-active organism-steer organism-steer-boot; true").split()[0] == "active"
     folder = "/sys/bus/virtio/drivers/virtio_net"
-    rig.must(f"echo {virtio} > {folder}/unbind && echo {virtio} > {folder}/bind")
-    condition = (
-        f'grep -qx 2 /proc/irq/$(grep -w {prefix}-input.0 /proc/interrupts | cut -d: -f1 | tr -d " ")/smp_affinity_list'
-    )
-    until(rig, condition)
+    port = rig.must("ls /sys/class/net/vmbr0/brif | head -1").strip()
+    rig.must(f"echo {virtio} > {folder}/unbind && echo {virtio} > {folder}/bind && udevadm settle")
+    rig.must(f"ip link set {port} master vmbr0 up")  # it had left the bridge
+    number = f'$(grep -w {prefix}-input.0 /proc/interrupts | cut -d: -f1 | tr -d " ")'
+    until(rig, f"grep -qxE [23] /proc/irq/{number}/smp_affinity_list")
     state = json.loads(rig.must("cat /run/organism/steer.json"))
     assert state["passes"]["event"] >= 1 and state["passes"]["drift"] == 0 and state["drifts_total"] == 0
 
