@@ -33,6 +33,12 @@ def ports(root: Root, interfaces: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def named(root: Root, interfaces: Iterable[str]) -> tuple[str, ...]:
+    """Interfaces with ``auto`` replaced by the name that it stands for now, each once. Raises NetdevError."""
+    found = [name for given in interfaces for name in (default_route(root) if given == AUTO else [given])]
+    return tuple(dict.fromkeys(found))
+
+
 def _ports_of(root: Root, name: str, given: str) -> set[str]:
     if not exists(root, name):
         there = ", ".join(n for n in names(root) if n != "lo") or "none"

@@ -42,7 +42,9 @@ options:
     choices: [present, absent]
     default: present
   interfaces:
-    description: Interfaces whose physical ports are steered; V(auto) is that of the default route.
+    description:
+      - Interfaces whose physical ports are steered; V(auto) is that of the default route as it is now. It is kept by its
+        name, since at boot steering comes before routes may be there.
     type: list
     elements: str
     default: [auto]
@@ -184,6 +186,7 @@ from typing import NoReturn
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.organism.proxmox.plugins.module_utils import (
+    _netdev,
     _nic_apply,
     _nic_plan,
     _steer_config,
@@ -216,7 +219,7 @@ def wish_of(module: AnsibleModule, root: Root) -> _nic_plan.NicWish:
     params = module.params
     zones = _steer_zones.zones(root, {"io": params["io_cpus"]}, ("io",), check=module.check_mode)
     return _nic_plan.NicWish(
-        interfaces=tuple(params["interfaces"]),
+        interfaces=_netdev.named(root, params["interfaces"]),
         cpus=zones["io"],
         channels=channels(module),
         rps=params["rps"],

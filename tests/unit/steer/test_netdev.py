@@ -61,6 +61,10 @@ def test_what_ends_nowhere_is_refused_by_name(pve: Root, given: str, said: str) 
         _netdev.ports(pve, [given])
 
 
+def test_auto_is_kept_by_the_name_that_it_stands_for(pve: Root) -> None:
+    assert _netdev.named(pve, ["eno10", "auto", "vmbr0"]) == ("eno10", "vmbr0")
+
+
 def test_without_a_route_there_is_no_auto(tmp_path: Path) -> None:
     default_route(tmp_path)
     with pytest.raises(NetdevError, match="no default route"):
