@@ -14,7 +14,7 @@ from dataclasses import asdict
 from . import remote
 from .driver import Rig, purge
 from .errors import RigError, UsageError
-from .hardware import Machine
+from .hardware import LOADERS, Machine
 from .image import FLAVOURS
 from .show import say
 
@@ -37,9 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--shared-group", action="store_true", help="with --cold: a 13th GPU in one IOMMU group with a network card"
     )
-    up.add_argument(
-        "--loader", choices=("grub", "systemd-boot"), default="grub", help="with --cold (default: %(default)s)"
-    )
+    up.add_argument("--loader", choices=LOADERS, default="grub", help="with --cold (default: %(default)s)")
     up.add_argument("--append", metavar="TEXT", help="with --cold: start the kernel directly, with this command line")
     ssh = verbs.add_parser("ssh", help="a shell in it, or a command: ssh -- uname -r")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
@@ -50,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     reset.add_argument("--power", action="store_true", help="cut the power instead")
     restart = verbs.add_parser("restart", help="boot it again, with another command line or boot loader")
     restart.add_argument("--append", metavar="TEXT", help="start the kernel directly with this command line")
-    restart.add_argument("--loader", choices=("grub", "systemd-boot"), default="grub")
+    restart.add_argument("--loader", choices=LOADERS, default="grub")
     verbs.add_parser("restore", help="back to the snapshot, with fresh disks: a few seconds")
     play = verbs.add_parser("play", help="ansible-playbook on it: play PLAYBOOK [arguments]")
     play.add_argument("words", nargs=argparse.REMAINDER)

@@ -23,6 +23,8 @@ SMP = "12,sockets=1,cores=6,threads=2"
 GPU_SLOTS = 12
 NVME_PORT, NIC_PORT, SHARED_PORT, INTEL_PORT = (f"rp{number}" for number in range(GPU_SLOTS, GPU_SLOTS + 4))
 ROOT_PORTS = GPU_SLOTS + 4
+LOADERS = ("grub", "grub-efi")
+"""GRUB under SeaBIOS, GRUB under OVMF (the guest has /sys/firmware/efi then)."""
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -65,6 +67,8 @@ class Machine:
     disks: tuple[Disk, ...] = field(default=DISKS)
 
     def __post_init__(self) -> None:
+        if self.loader not in LOADERS:
+            raise UsageError(f"there is no loader {self.loader!r}", f"loaders are {', '.join(LOADERS)}")
         if not 0 <= self.gpus <= GPU_SLOTS:
             raise UsageError(f"{self.gpus} GPUs: the machine has {GPU_SLOTS} slots", "ask for 0 to 12")
         if not 1024 <= self.memory <= 65536:

@@ -61,7 +61,8 @@ def test_a_reset_loses_what_was_not_flushed_and_nothing_else(cold_rig: Rig) -> N
     cold_rig.must(
         f"set -e; mkfs.ext4 -q {EXT4}; mkdir -p /mnt/journal; mount -o commit=300 {EXT4} /mnt/journal; "
         f"zpool create -f -O mountpoint=/mnt/pool pool {NVME}; "
-        "echo kept > /mnt/journal/flushed; echo kept > /mnt/pool/flushed; zpool sync; sync; echo lost > /mnt/journal/dirty"
+        "echo kept > /mnt/journal/flushed; echo kept > /mnt/pool/flushed; zpool sync; sync; "
+        "echo lost > /mnt/journal/dirty"
     )
     cold_rig.hard_reset()
     _check_the_disks(cold_rig)
