@@ -43,8 +43,8 @@ options:
     default: present
   interfaces:
     description:
-      - Interfaces whose physical ports are steered; V(auto) is that of the default route as it is now. It is kept by its
-        name, since at boot steering comes before routes may be there.
+      - Interfaces whose physical ports are steered; V(auto) is that of the default route as it is now. It is kept by
+        its name, since at boot steering may come before routes.
     type: list
     elements: str
     default: [auto]
