@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from organism.core import _boot_loader as loaders
 from organism.core import _grub_dropin as grub
@@ -161,3 +163,30 @@ def test_two_capabilities_and_the_installers_file_live_together(tmp_path: Path) 
 def test_settings_that_end_the_shell_are_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(CommandError):
         grub.evaluate(defaults(tmp_path, text))
+
+
+WORDS = st.sampled_from(
+    [
+        "isolcpus=1",
+        "isolcpus",
+        "iso-lcpus=1",
+        "nohz-full=2",
+        "nohz_full",
+        "quiet",
+        "a=b",
+        "x.isolcpus=1",
+        "isolcpus.x=1",
+    ]
+)
+
+
+@given(linux=st.lists(WORDS, max_size=6), default=st.lists(WORDS, max_size=6))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_shell_and_library_agree_on_what_a_parameter_is(tmp_path: Path, linux: list[str], default: list[str]) -> None:
+    wanted = kc.wanted_words({"isolcpus": "7", "nohz_full": "7"})
+    file = tmp_path / "etc/default/grub"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'GRUB_CMDLINE_LINUX="{" ".join(linux)}"\nGRUB_CMDLINE_LINUX_DEFAULT="{" ".join(default)}"\n')
+    said = grub.evaluate(Root(tmp_path), {grub.path("hard"): grub.render("hard", wanted)})
+    removed = kc.replace(kc.parse(" ".join([*linux, *default])), dict.fromkeys(wanted, ()))
+    assert said.split() == [*removed.render().split(), "isolcpus=7", "nohz_full=7"]
