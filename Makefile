@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # The verbs of ./run, for those whose fingers type make. ARGS are passed on: make test ARGS="tests/unit -k cpu"
-verbs := demo test setup lint docs bench rig rig-test clean help
+verbs := demo test setup lint docs bench rig rig-down rig-test clean help
 
 .PHONY: $(verbs) chaos
 .DEFAULT_GOAL := help
@@ -11,4 +11,4 @@ $(verbs):
 	./run $@ $(ARGS)
 
 chaos:
-	./run chaos $(if $(SUITE),SUITE=$(SUITE)) $(ARGS)
+	./run chaos $(if $(SUITE),SUITE=$(SUITE)) $(if $(SEED),SEED=$(SEED)) $(if $(MINUTES),MINUTES=$(MINUTES)) $(ARGS)
