@@ -322,15 +322,23 @@ def apply(
     except (OSError, CommandError, BootTokensError) as error:
         for name, content in originals.items():
             _put(root, name, content)
+        if not facts.folder:
+            _remove_if_empty(root)
         _put_record_back(state, earlier, due=bool(done))
         told = f" Then run `{done[-1]}` until it works: it may have stopped half-way." if done else ""
         raise BootTokensError(f"{error}. The files are again as they were.{told}") from error
-    folder, made = root.path(grub.FOLDER), state.kept.get(grub.FOLDER)
+    made = state.kept.get(grub.FOLDER)
     _hand_over(root, facts, plan, state)
-    if made is not None and made.before is False and grub.FOLDER not in plan.record and not any(folder.iterdir()):
-        folder.rmdir()
+    if made is not None and made.before is False and grub.FOLDER not in plan.record:
+        _remove_if_empty(root)
     _settle(state, plan)
     return done
+
+
+def _remove_if_empty(root: Root) -> None:
+    folder = root.path(grub.FOLDER)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _put_record_back(state: EarlierState, earlier: Mapping[str, Kept], *, due: bool) -> None:

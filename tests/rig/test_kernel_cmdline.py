@@ -32,7 +32,7 @@ def test_the_menu_gets_the_parameters_and_loses_them(rig: Rig, tmp_path: Path) -
     foretold = play(rig, tmp_path, wanted, result="__kernel_cmdline_result", check=True)
     assert etc(rig) == files and menu(rig) == before
     done = play(rig, tmp_path, wanted, result="__kernel_cmdline_result")
-    assert done.changed == foretold.changed - 0 == 1
+    assert done.changed == foretold.changed == 1
     assert done.result["loader"] == "grub" and done.result["pending"] == foretold.result["pending"]
     tail = "isolcpus=domain,managed_irq,4-11 nohz_full=4-11 hugepagesz=2M hugepages=16"
     assert menu(rig) == [f"{line} {tail}" for line in before]
@@ -56,11 +56,18 @@ def test_what_cannot_be_is_refused_before_anything_changes(rig: Rig, tmp_path: P
         ({"tokens": {"root": "/dev/sda"}}, "not for tuning"),
         ({"tokens": {"a": "b c"}}, "boot loader"),
         ({"tokens": {"kthread_cpus": "0-1"}}, "accept_unknown"),
-        ({"tokens": {"a": "1"}, "loader": "systemd-boot"}, ""),
     ):
         refused = play(rig, tmp_path, module("kernel_cmdline", capability="profile", **arguments), fails=True)
         assert said in refused.said
         assert etc(rig) == files and menu(rig) == before
+    # a line for systemd-boot that names no root file system
+    rig.must("mkdir -p /etc/kernel; echo quiet > /etc/kernel/cmdline")
+    try:
+        blind = module("kernel_cmdline", capability="profile", tokens=TOKENS, loader="proxmox-boot-tool-systemd-boot")
+        assert "no root=" in play(rig, tmp_path, blind, fails=True).said
+        assert rig.must("cat /etc/kernel/cmdline") == "quiet\n"
+    finally:
+        rig.must("rm /etc/kernel/cmdline")
     # a file system that refuses writes
     rig.must("mkdir -p /etc/default/grub.d; mount -t tmpfs -o ro none /etc/default/grub.d")
     try:
