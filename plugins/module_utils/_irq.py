@@ -206,6 +206,8 @@ def _locked(root: Root, number: int, device: Device | None, actions: tuple[str, 
     flags = root.read_or_none(f"{DEBUG}/{number}")
     if flags is not None:
         return any(flag in flags for flag in _LOCKED_FLAGS)
+    if device is None and actions == ("timer",):
+        return True  # arch/x86/kernel/time.c: IRQF_NOBALANCING
     if device is not None and device.kind == "nvme" and any(_NVME_IO_QUEUE.fullmatch(name) for name in actions):
         return True
     return None

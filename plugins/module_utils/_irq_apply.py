@@ -11,11 +11,13 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _cpu_list
+from ._atomic import write_atomic
 from ._difference import Difference
 from ._earlier import EarlierState, Kept
 from ._irq import DEFAULT_MASK, PROC, Interrupts, observe
@@ -23,6 +25,10 @@ from ._irq_plan import IrqPlan, IrqWish, plan
 from ._root import Root
 
 CAPABILITY = "irq_affinity"
+
+
+REFUSED = "/run/organism/irq-refused.json"
+"""What a kernel that does not show it beforehand (before 6.12) has refused to move since it booted."""
 
 
 class SteeringError(Exception):
@@ -54,7 +60,7 @@ def steer(root: Root, wish: IrqWish, *, check: bool = False, strict: bool = True
 
     Raises IrqPlanError before anything has changed, SteeringError or OSError.
     """
-    found = observe(root)
+    found = _with_refusals(observe(root), _known_refusals(root))
     planned = plan(found, wish, strict=strict)
     earlier = EarlierState(CAPABILITY, root)
     masks = present_masks(found)
@@ -69,7 +75,11 @@ def steer(root: Root, wish: IrqWish, *, check: bool = False, strict: bool = True
     # A refusal tells an older kernel's managed vector from one that can be steered: it was never changed.
     never_ours = [key for key in refused if earlier.kept.get(key, Kept(0, 0)).before == masks.get(key)]
     earlier.forget([*back, *never_ours])
-    after = plan(_with_refusals(observe(root), refused), wish, strict=strict)
+    if refused:
+        refused |= _known_refusals(root)
+        root.path(REFUSED).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        write_atomic(root.path(REFUSED), json.dumps(sorted(refused)) + "\n", durable=False)
+    after = plan(_with_refusals(observe(root), refused | _known_refusals(root)), wish, strict=strict)
     wrong = [row for row in (steering.row() for steering in after.steerings) if row["state"] == "wrong"]
     if wrong:
         raise SteeringError(
@@ -110,6 +120,14 @@ def _left_behind(
         {key: mask for key, mask in back.items() if key not in wanted and key in masks},
         {key: mask for key, mask in others.items() if key not in wanted and key in masks},
     )
+
+
+def _known_refusals(root: Root) -> set[str]:
+    try:
+        known = json.loads(root.read_or_none(REFUSED) or "[]")
+    except ValueError:
+        return set()  # it only spares a write, which finds it out again
+    return {str(key) for key in known} if isinstance(known, list) else set()
 
 
 def _write(root: Root, found: Interrupts, changes: Mapping[str, str]) -> set[str]:

@@ -29,7 +29,8 @@ attributes:
     support: full
     details:
       - On kernels before 6.12 only a write shows that a vector is managed. There, check mode knows this of NVMe's
-        queues alone, and may predict a change of another managed vector that a real run then reports as C(managed).
+        queues alone until a real run has tried, and may predict a change of another vector that is reported as
+        C(managed) then.
 options:
   state:
     description:
