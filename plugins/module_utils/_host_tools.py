@@ -24,7 +24,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,8 +307,3 @@ def stale(root: Root, pids: Mapping[str, int], name: str) -> dict[str, str]:
     """Units (with their main PIDs) that run from another set than ``name``: unit to that set."""
     found = {unit: set_of(root, pid) for unit, pid in pids.items() if pid > 0}
     return {unit: old for unit, old in sorted(found.items()) if old is not None and old != name}
-
-
-def in_the_way(root: Root, snippets: Iterable[str]) -> list[str]:
-    """Hookscript snippets that would start a command which is about to be removed."""
-    return [path for path in snippets if root.exists(path)]

@@ -88,6 +88,12 @@ def parse_storages(text: str) -> dict[str, Storage]:
     return found
 
 
+def snippets(root: Root) -> list[str]:
+    """Our snippets that lie on the storages of this node: each is started by Proxmox VE for VMs that name it."""
+    storages = parse_storages(root.read_or_none(STORAGES) or "").values()
+    return [storage.snippet for storage in storages if root.exists(storage.snippet)]
+
+
 def hookscript_of(text: str) -> str | None:
     """The option in a VM's file, without its snapshots' sections."""
     match = re.search(r"^hookscript:\s*(\S+)\s*$", text.partition("\n[")[0], re.MULTILINE)

@@ -68,11 +68,10 @@ from typing import NoReturn
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.organism.proxmox.plugins.module_utils import _host_tools as tools
+from ansible_collections.organism.proxmox.plugins.module_utils import _vm_hook
 from ansible_collections.organism.proxmox.plugins.module_utils._ansible import finish, refuse
 from ansible_collections.organism.proxmox.plugins.module_utils._root import Root
 from ansible_collections.organism.proxmox.plugins.module_utils._systemd import CommandError, Systemctl, booted
-
-SNIPPET = "/var/lib/vz/snippets/organism-hook"
 
 
 def present(module: AnsibleModule, root: Root) -> NoReturn:
@@ -102,9 +101,9 @@ def present(module: AnsibleModule, root: Root) -> NoReturn:
 
 def absent(module: AnsibleModule, root: Root) -> NoReturn:
     """No tools, unless Proxmox VE would still start one."""
-    if tools.in_the_way(root, [SNIPPET]):
+    if snippets := _vm_hook.snippets(root):
         raise tools.HostToolsError(
-            f"{SNIPPET} starts organism-hook at each start of a VM: take vm_hook back first (state=absent)"
+            f"{snippets[0]} starts organism-hook at each start of a VM: take vm_hook back first (state=absent)"
         )
     have = tools.read(root)
     difference = tools.plan(have, None)

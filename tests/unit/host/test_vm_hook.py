@@ -109,6 +109,8 @@ def test_register_chain_and_take_back_exactly(node: Node) -> None:
     assert "pvesm set local --content iso,vztmpl,backup,snippets" in node.calls
     assert node.root.path("/var/lib/vz/snippets/organism-hook").stat().st_mode & 0o777 == 0o755
 
+    assert _vm_hook.snippets(node.root) == ["/var/lib/vz/snippets/organism-hook"], "host_tools must stay"
+
     node.calls.clear()
     assert not node.present(100, 101).difference
     assert node.calls == []
@@ -119,6 +121,7 @@ def test_register_chain_and_take_back_exactly(node: Node) -> None:
         name: sorted(text.split()) for name, text in before.items()
     }
     assert not node.absent().difference
+    assert _vm_hook.snippets(node.root) == []
 
 
 def test_a_vm_that_is_no_longer_named_gets_its_own_back(node: Node) -> None:
