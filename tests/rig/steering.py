@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,20 @@ def play(rig: Rig, folder: Path, role: str, *arguments: str, **variables: Any) -
 
 
 def interrupts(rig: Rig) -> dict[str, tuple[str, str]]:
-    """(mask, effective) by action name, as the kernel's files say."""
+    """(mask, effective) by action name (the second of a name is ``name#2``), as the kernel's files say."""
     script = """cd /proc/irq
-for n in [0-9]*; do
+for n in $(ls | grep '^[0-9]' | sort -n); do
   test -s /sys/kernel/irq/$n/actions || continue
   name=$(cat /sys/kernel/irq/$n/actions); test -n "$name" || continue
   echo "$name|$(cat $n/smp_affinity_list)|$(cat $n/effective_affinity_list)"
 done"""
-    rows = [line.split("|") for line in rig.must(script).splitlines()]
-    return {name: (mask, effective) for name, mask, effective in rows}
+    found: dict[str, tuple[str, str]] = {}
+    seen: Counter[str] = Counter()
+    for line in rig.must(script).splitlines():
+        name, mask, effective = line.split("|")
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name}#{seen[name]}"] = (mask, effective)
+    return found
 
 
 def cpus(text: str) -> set[int]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ SNAPSHOT = f"for f in {FOLDERS}; do test -e $f && find $f -type f -o -type l; do
 
 
 @pytest.fixture
-def quiet(rig: Rig) -> Rig:
-    """irqbalance is stopped, so that nobody else moves masks; the role masks it all the same."""
+def quiet(rig: Rig) -> Iterator[Rig]:
+    """irqbalance is enabled and stopped, so that nobody else moves masks; the role masks it all the same."""
     rig.must("systemctl unmask irqbalance; systemctl enable irqbalance; systemctl stop irqbalance")
-    return rig
+    yield rig
+    rig.must("systemctl start irqbalance")
 
 
 def _driver_of_port(rig: Rig) -> tuple[str, str]:
