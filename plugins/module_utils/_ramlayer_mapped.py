@@ -60,10 +60,14 @@ def may_write(smaps: bytes, span: str) -> bool:
 def mapped_inodes(root: Root, devices: Collection[int]) -> set[int]:
     """Inodes (as stat(2) tells them) of files on these devices that somebody has mapped and may store into."""
     found: set[int] = set()
+    # most programs have nothing of a layer mapped: looking for the device's name is far cheaper than reading each line
+    needles = [f" {os.major(device):02x}:{os.minor(device):02x} ".encode() for device in devices]
     for pid in root.listdir("/proc"):
         if not pid.isdigit():
             continue
         text = _bytes(root, f"/proc/{pid}/maps")
+        if not any(needle in text for needle in needles):
+            continue
         near = [mapping for mapping in parse_maps(text) if mapping.device in devices]
         if not near:
             continue
@@ -83,9 +87,18 @@ def mapped_inodes(root: Root, devices: Collection[int]) -> set[int]:
 
 def _bytes(root: Root, path: str) -> bytes:
     try:
-        return root.path(path).read_bytes()
-    except OSError:  # it has ended, or is a kernel thread
+        descriptor = os.open(f"{root.top}{path}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it has ended
         return b""
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def _inode(root: Root, path: str) -> int | None:

@@ -200,13 +200,8 @@ def _wanted(source: Source, look: _Look, draft: Draft) -> Items:
 
 
 def _promoted(look: _Look, kept: dict[str, Entry]) -> list[str]:
-    """Files that look as they do in base, but were read or mapped since overlayfs copied them up."""
-    return [
-        path
-        for path in look.fresh | look.suspects
-        if path not in kept and (entry := look.entries[path]).kind == "file"
-        and (path in look.suspects or path in look.promoted or entry.atime_ns >= entry.ctime_ns - SLACK)
-    ]  # fmt: skip
+    """Files that look as they do in base. Their content may differ: it is compared when they appear and when touched."""
+    return [path for path in look.fresh | look.suspects if path not in kept and look.entries[path].kind == "file"]
 
 
 def _differs_from_base(source: Source, look: _Look, path: str) -> bool:

@@ -26,6 +26,7 @@ TEST = {
     "git": "the checkers' view of which files belong to the project",
     "shellcheck": "checks the shell scripts",
     "strace": "counts what the durability tests must see",
+    "xfsprogs": "a second journaled file system, for the cuts of power",
     "systemd": "systemd-analyze, which verifies the units",
 }
 RIG = {

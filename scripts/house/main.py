@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import setup
+from . import proofs, setup
 from .completion import BASH, ZSH
 from .places import Places
 from .steps import StepFailed
@@ -24,12 +24,16 @@ class Verb:
     arguments: str = ""
 
 
-def _become(places: Places, *words: str) -> int:
-    """Replace this process by a program of the venv, at the checkout's root: signals and exit code are its own."""
+def _become(places: Places, *words: str, path: str = "") -> int:
+    """Replace this process by a program of the venv, at the checkout's root: signals and exit code are its own.
+
+    What lies in ``path`` can be imported, too.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os.chdir(places.repo)
-    os.execve(places.python, [str(places.python), *words], places.environment())
+    environment = places.environment() | ({"PYTHONPATH": path} if path else {})
+    os.execve(places.python, [str(places.python), *words], environment)
 
 
 def _setup(places: Places, words: list[str]) -> int:
@@ -94,6 +98,15 @@ def _test(places: Places, words: list[str]) -> int:
     return _become(places, "-m", "pytest", *words)
 
 
+def _proof(places: Places, words: list[str], of: Callable[[Places, list[str]], proofs.Program]) -> int:
+    try:
+        program = of(places, words)
+    except proofs.BadWords as error:
+        raise UsageError(str(error)) from None
+    setup.ensure(places, "test")
+    return _become(places, *program.words, path=program.path)
+
+
 def _lint(places: Places, words: list[str]) -> int:
     setup.ensure(places, "test")
     if words == ["--fix"]:
@@ -148,8 +161,16 @@ VERBS = {
     "lint": Verb("the quick gates; --fix lets ruff mend and format first", _lint, "[--fix]"),
     "docs": Verb("the modules' and roles' pages, from their docstrings, into .cache/docs", _docs),
     "lab": Verb("the throw-away machines by themselves", _lab, "up|down|status|ssh|play ..."),
-    "bench": Verb("measure against the stored baseline", None),
-    "chaos": Verb("kill things while jobs run", None, "SUITE=jobs|ram"),
+    "bench": Verb(
+        "measure against the stored baseline",
+        lambda places, words: _proof(places, words, proofs.bench),
+        "|".join(proofs.BENCH),
+    ),
+    "chaos": Verb(
+        "kill and cut at every instant: SEED=n repeats a run, MINUTES=m bounds it",
+        lambda places, words: _proof(places, words, proofs.chaos),
+        f"SUITE={'|'.join(proofs.CHAOS)}",
+    ),
     "rig": Verb("a virtual machine with a real kernel and twelve GPUs", _rig, "[" + "|".join(RIG_VERBS[:6]) + "|...]"),
     "rig-down": Verb("take the rig down; --purge removes its image, too", _rig_down, "[--purge]"),
     "rig-test": Verb("every level on the rig, with its reboots", _rig_test, "[pytest arguments]"),
