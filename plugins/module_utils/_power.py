@@ -24,19 +24,11 @@ ASPM = "/sys/module/pcie_aspm/parameters/policy"
 POLICIES = f"{CPU}/cpufreq/policy*"
 UNIT = "organism-dma-latency.service"
 UNIT_PATH = f"/etc/systemd/system/{UNIT}"
-ORDER_PATH = "/etc/systemd/system/systemd-tmpfiles-setup.service.d/organism-power.conf"
 KEEPER = "/usr/local/sbin/organism-dma-latency"
 DEVICE = "/dev/cpu_dma_latency"
 
 TURBO = ("allowed", "forbidden", "keep")
 ASPM_CHOICES = ("performance", "off", "keep")
-
-# systemd-tmpfiles writes the values at boot; acpi-cpufreq may be a module that udev would load at any time after it.
-ORDER_TEXT = """\
-# Written by organism.proxmox for its capability power; changes made here are overwritten.
-[Unit]
-After=systemd-modules-load.service
-"""
 
 
 class PowerRefused(ValueError):
@@ -151,8 +143,8 @@ def _frequency(wishes: PowerWishes, facts: PowerFacts, made: PowerPlan) -> None:
         made.sysfs_optional[f"{CPU}/intel_pstate/max_perf_pct"] = "100"
         made.sysfs_optional[f"{CPU}/intel_pstate/min_perf_pct"] = "100"
     if "acpi-cpufreq" in facts.drivers:
+        # It may be a module, which udev would load at any time: host_settings loads it before values are set at boot.
         made.modules.append("acpi-cpufreq")
-        made.files.append({"path": ORDER_PATH, "content": ORDER_TEXT})
 
 
 def _turbo(wishes: PowerWishes, facts: PowerFacts, made: PowerPlan) -> None:

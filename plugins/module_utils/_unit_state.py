@@ -109,7 +109,9 @@ def calls(now: Mapping[str, Value], aims: Mapping[str, Value]) -> Calls:
         if enabled != before["enabled"]:
             if masked:
                 add("unmask", name)
-            if enabled == "disabled" and not masked:
+            # a unit that did not exist (its file is ours and goes next) must not leave links to it behind
+            gone = enabled == "" and before["enabled"] in ("enabled", "enabled-runtime")
+            if (enabled == "disabled" or gone) and not masked:
                 add("disable first", name)
             elif enabled in ("masked", "masked-runtime"):
                 add("mask" if enabled == "masked" else "mask --runtime", name)

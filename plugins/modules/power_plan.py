@@ -114,7 +114,7 @@ modules:
   elements: str
   sample: [acpi-cpufreq]
 files:
-  description: The keeper's unit, and an order for systemd where the driver of the frequency may be a module.
+  description: The keeper's unit.
   returned: success
   type: list
   elements: dict

@@ -16,7 +16,7 @@ from ansible_collections.organism.proxmox.plugins.module_utils._host_settings_wi
 from ansible_collections.organism.proxmox.plugins.module_utils._root import Root as ModuleRoot
 from ansible_collections.organism.proxmox.plugins.modules import cpu_plan as cpu_plan_module
 from ansible_collections.organism.proxmox.plugins.modules import power_plan as module
-from organism.core import _power, _thermal
+from organism.core import _power, _thermal, _unit_state
 from organism.core._power import PowerRefused, PowerWishes
 from organism.core._root import Root
 
@@ -57,10 +57,15 @@ def test_amd_has_neither_intel_idle_nor_intel_pstate(machine: Machines) -> None:
 
 
 def test_a_driver_that_may_be_a_module_is_there_before_values_are_set_at_boot(machine: Machines) -> None:
-    plan = made(machine("epyc_two_sockets"))
+    root = machine("epyc_two_sockets")
+    plan = made(root)
     assert plan.modules == ["acpi-cpufreq"]
-    order = next(file for file in plan.files if file["path"] == _power.ORDER_PATH)
-    assert "After=systemd-modules-load.service" in order["content"]
+    root.path("/sys/module/acpi_cpufreq").mkdir(parents=True)
+    parts = {"sysfs_optional": plan.sysfs_optional, "modules": plan.modules}
+    converge(wish_from({"capability": "power", **parts}), check=False, root=ModuleRoot(root.top))
+    assert root.read("/etc/modules-load.d/organism-power.conf").endswith("acpi-cpufreq")
+    order = root.read("/etc/systemd/system/systemd-tmpfiles-setup.service.d/organism-power.conf")
+    assert "After=systemd-modules-load.service" in order
 
 
 @pytest.mark.parametrize(
@@ -227,3 +232,11 @@ def test_limits_that_the_kernel_keeps_in_order_are_set_and_taken_back_in_order(m
 def test_the_roles_defaults_are_the_modules() -> None:
     role = yaml.safe_load((REPO / "roles/power/defaults/main.yml").read_text())
     assert {name: role[f"power_{name}"] for name in DEFAULTS} == DEFAULTS
+
+
+def test_a_unit_that_came_with_us_leaves_no_links_when_it_goes() -> None:
+    """Taken back, the keeper's unit does not exist: it is disabled while its file, which says where, is still there."""
+    here, gone = {"enabled": "enabled", "active": True}, {"enabled": "", "active": False}
+    calls = _unit_state.calls({_power.UNIT: here}, {_power.UNIT: gone})
+    assert calls.first == [("stop", _power.UNIT), ("disable", _power.UNIT)]
+    assert calls.last == []
