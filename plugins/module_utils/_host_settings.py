@@ -237,7 +237,7 @@ class _Resolver:
         if state.load == "not-found" and wish.optional and not wish.expected:
             self.aims.unsupported.append({"path": wish.name, "reason": "this unit does not exist on this host"})
             return
-        why = _unit_state.problem(wish, state)
+        why = _unit_state.problem(wish, state) or _unit_state.unmaskable(wish, state, self.root)
         if why:
             self.problems.append(f"unit {wish.name} {why}")
             return
@@ -371,6 +371,8 @@ def _needed(key: str, aims: Aims) -> bool:
 
 def _as_recorded(key: str, now: Any, earlier: EarlierState) -> Any:
     kept = earlier.kept[key]
+    if kind(key) == "unit" and _unit_state.between(now, kept.before, kept.set):
+        return kept.set
     for recorded in (kept.before, kept.set):
         if recorded is not None and now is not None and met(key, now, recorded):
             return recorded

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._root import Root
 from ._systemd import Runner, UnitState, parse_show
 
 Value = dict[str, Any]
@@ -68,6 +69,25 @@ def problem(wish: UnitWish, state: UnitState) -> str | None:
     if wish.active and wish.enabled is None and state.unit_file in MASKED:
         return "is masked, so it cannot be started; say enabled: true to unmask it"
     return None
+
+
+def unmaskable(wish: UnitWish, state: UnitState, root: Root) -> str | None:
+    """Why systemd would refuse to mask a unit: a mask is a link at the very place where an own unit's file lies."""
+    place = f"/etc/systemd/system/{wish.name}"
+    if (
+        wish.enabled != "masked"
+        or state.unit_file in MASKED
+        or not (root.path(place).is_symlink() or root.exists(place))
+    ):
+        return None
+    return (
+        f"cannot be masked, as {place} is its own file: disable it, or move that file to /usr/local/lib/systemd/system"
+    )
+
+
+def between(now: Value, before: Value, aim: Value) -> bool:
+    """Is it on the way from one to the other, as a run that was cut short leaves it?"""
+    return now != before and all(now[aspect] in (before[aspect], aim[aspect]) for aspect in now)
 
 
 def wanted(wish: UnitWish, state: UnitState) -> Value:

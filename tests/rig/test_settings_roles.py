@@ -20,13 +20,15 @@ SYSCTL = {
     "vm.dirty_background_ratio": "5",
     "vm.dirty_ratio": "15",
 }
+DISKS = "lsblk -dnro NAME,TYPE,ROTA,SCHED"
 # /etc with owners and modes (the boot loader's menu is made anew), and all that the roles touch
 SNAPSHOT = f"""
 find /etc /boot/grub/grub.cfg -printf '%p %y %m %u:%g %l\\n' | sort
 find /etc -type f -exec sha256sum {{}} + | sort -k2
 grep -v '^#' /boot/grub/grub.cfg | sha256sum
 sysctl {" ".join(SYSCTL)} vm.nr_hugepages
-grep . /sys/kernel/mm/ksm/run /sys/kernel/mm/transparent_hugepage/enabled /sys/block/*/queue/scheduler
+grep . /sys/kernel/mm/ksm/run /sys/kernel/mm/transparent_hugepage/enabled
+{DISKS}
 swapon --show=NAME,SIZE,PRIO --noheadings --bytes
 systemctl show --property=Id,UnitFileState,ActiveState fstrim.timer dev-zram0.swap systemd-zram-setup@zram0.service
 ls -A /var/lib/organism/earlier 2>/dev/null
@@ -100,7 +102,7 @@ def _memory_as_wanted(rig: Rig) -> None:
 
 def _disks_as_wanted(rig: Rig) -> None:
     """By lsblk's own reading of the flag and of the scheduler."""
-    rows = [line.split() for line in rig.must("lsblk -dnro NAME,TYPE,ROTA,SCHED").splitlines()]
+    rows = [line.split() for line in rig.must(DISKS).splitlines()]
     disks = [row for row in rows if row[1] == "disk" and not row[0].startswith(("zram", "zd"))]
     assert {rotating for _, _, rotating, *_ in disks} == {"0", "1"}, "the rig has disks of both kinds"
     for name, _, rotating, *scheduler in disks:
@@ -108,14 +110,20 @@ def _disks_as_wanted(rig: Rig) -> None:
 
 
 def test_udev_sets_the_schedulers_when_a_disk_appears(rig: Rig, play: Play) -> None:
-    before = rig.must("grep . /sys/block/*/queue/scheduler")
+    before = rig.must(DISKS)
     play("--tags", "io_scheduler")
-    rig.must("for s in /sys/block/*/queue/scheduler; do grep -q mq-deadline $s && echo mq-deadline > $s; done; true")
+    rig.must(
+        "for disk in $(lsblk -dnro NAME,ROTA,TYPE | awk '/ 0 disk/ {print $1}' | grep -v zram); do "
+        "echo mq-deadline > /sys/block/$disk/queue/scheduler; done"
+    )
+    rig.must(
+        "for flag in $(grep -lx 1 /sys/block/[sv]d*/queue/rotational); do echo none > ${flag%rotational}scheduler; done"
+    )
     rig.must("udevadm trigger --action=add --settle --subsystem-match=block")
     _disks_as_wanted(rig)
     assert not rig.must("udevadm verify /etc/udev/rules.d/60-organism-io.rules 2>&1 | grep -i 'warn\\|error' | cat")
     play("--tags", "io_scheduler", organism_state="absent")
-    assert rig.must("grep . /sys/block/*/queue/scheduler") == before
+    assert rig.must(DISKS) == before
 
 
 def test_a_changed_size_of_the_swap_counts_at_once(rig: Rig, play: Play) -> None:

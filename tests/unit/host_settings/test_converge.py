@@ -105,7 +105,7 @@ def test_what_others_have_changed_since_stays_and_is_named(full: Host) -> None:
     full.put("proc/sys/vm/swappiness", "30\n")
     full.put("etc/new.d/deep/organism.conf", "theirs\n", 0o600)
     full.put("etc/tmpfiles.d/theirs.conf", "")
-    full.units["late.timer"].active = "inactive"
+    full.units["late.timer"].masked = True
     done = full.call()
     assert [kept["key"] for kept in done.kept_by_others] == [
         "/etc/new.d/deep/organism.conf",
@@ -244,6 +244,16 @@ def test_a_unit_that_does_not_get_there_is_a_failure(host: Host) -> None:
     host.fails = {"start"}
     with pytest.raises(SettingsFailed, match="start -- a.service|start a.service"):
         host.call(units=[{"name": "a.service", "active": True}])
+
+
+def test_a_unit_that_was_left_half_way_is_taken_back(host: Host) -> None:
+    host.units = {"a.service": Unit("enabled", "active")}
+    host.fails = {"mask"}
+    with pytest.raises(SettingsFailed, match="mask a.service.*done before that: systemctl stop a.service"):
+        host.call(units=[{"name": "a.service", "enabled": "masked", "active": False}])
+    assert host.units["a.service"].active == "inactive"
+    assert host.call().kept_by_others == []
+    assert host.units["a.service"] == Unit("enabled", "active")
 
 
 def test_the_record_is_written_before_the_change(host: Host) -> None:

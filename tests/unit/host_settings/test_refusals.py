@@ -23,11 +23,13 @@ def odd(host: Host) -> Host:
     host.put("sys/cpufreq/scaling_available_governors", "performance schedutil\n")
     (host.top / "etc/link.conf").symlink_to("/etc/other.conf")
     host.put("etc/sysctl.d/99-sysctl.conf", "# all mine\n  vm.swappiness=60\n-vm/dirty_ratio = 10\nnet.*.x = 1\n")
+    host.put("etc/systemd/system/own.service", "[Service]\n")
     host.units = {
         "fixed.service": Unit("static"),
         "short.service": Unit("enabled", id="long.service"),
         "off.service": Unit(masked=True),
         "broken.service": Unit(load="bad-setting"),
+        "own.service": Unit("enabled"),
     }
     return host
 
@@ -77,6 +79,7 @@ def odd(host: Host) -> Host:
         ({"units": [{"name": "fixed.service", "enabled": False}]}, "is static and cannot be disabled"),
         ({"units": [{"name": "off.service", "active": True}]}, "is masked, so it cannot be started"),
         ({"units": [{"name": "fixed.service", "enabled": "masked", "active": True}]}, "cannot be masked and running"),
+        ({"units": [{"name": "own.service", "enabled": "masked"}]}, "/etc/systemd/system/own.service is its own file"),
         ({"units": [{"name": "broken.service", "active": True}]}, "cannot be loaded (bad-setting)"),
         ({"units": [{"name": "fixed.service", "enabled": "maybe"}]}, "enabled is true, false or masked, not 'maybe'"),
     ],
