@@ -120,6 +120,11 @@ def conflicts(wanted: Words, facts: Facts) -> list[str]:
     return found
 
 
+def _lines(text: str | None) -> list[str] | None:
+    """A text as a diff shows it best."""
+    return None if text is None else text.splitlines()
+
+
 def _plan_grub(capability: str, wanted: Words, facts: Facts, plan: Plan) -> None:
     path = grub.path(capability)
     kept = facts.kept.get(path)
@@ -132,7 +137,7 @@ def _plan_grub(capability: str, wanted: Words, facts: Facts, plan: Plan) -> None
             plan.dropin = kept.before
         elif facts.dropin is not None and facts.dropin != kept.before:
             plan.kept_by_others.append({"name": path, "reason": "changed by somebody else since it was written"})
-    plan.difference.add(path, facts.dropin, plan.dropin)
+    plan.difference.add(path, _lines(facts.dropin), _lines(plan.dropin))
 
 
 def _plan_line(wanted: Words, facts: Facts, plan: Plan) -> None:
