@@ -172,10 +172,20 @@ def metrics_text(found: Found, tally: Tally, now: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_reports(root: Root, state: str, metrics: str) -> None:
-    """The state, and the metrics where a collector reads them; neither needs to survive a power cut. Raises OSError."""
+def write_state(root: Root, text: str) -> None:
+    """Replace the state; it does not need to survive a power cut. Raises OSError."""
     path = root.path(STATE)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    write_atomic(path, state, durable=False)
+    write_atomic(path, text, durable=False)
+
+
+def write_metrics(root: Root, text: str) -> None:
+    """Replace the metrics, where a collector reads them. Raises OSError."""
     if root.exists(COLLECTOR):
-        write_atomic(root.path(METRICS), metrics, durable=False)
+        write_atomic(root.path(METRICS), text, durable=False)
+
+
+def remove_reports(root: Root) -> None:
+    """A keeper that has ended knows nothing of now. Raises OSError."""
+    for report in (STATE, METRICS):
+        root.path(report).unlink(missing_ok=True)

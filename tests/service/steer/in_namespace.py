@@ -102,15 +102,17 @@ def keeper(root: Root, folder: Path) -> dict[str, Any]:
             Nics(root).set("v0", "channels/rx", 4)
             heard = said.until(lambda line: "rps/rx-3" in line and "(event" in line)
             second = queue("rx-3", "rps_cpus")
+            while not (state := _state(root))["passes"]["event"]:
+                listener.recv(4096)  # each pass ends with a message, after its state is written
             process.terminate()
             code = process.wait(GUARD)
-    state = _state(root)
     return {
         "ready": ready,
         "first": first,
         "second": second,
         "heard": heard,
         "code": code,
+        "reports_left": root.exists("/run/organism/steer.json"),
         "events": state["events"],
         "passes": [*passes, state["passes"]],
         "problems": state["problems"],

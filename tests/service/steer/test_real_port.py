@@ -68,4 +68,4 @@ def test_the_keeper_hears_of_new_queues_and_steers_them(tmp_path: Path) -> None:
     assert "(event: " in result["heard"]
     before, after = result["passes"]
     assert (before["start"], after["drift"]) == (1, 0) and after["event"] >= 1
-    assert result["code"] == 0 and result["problems"] == []
+    assert result["code"] == 0 and not result["reports_left"] and result["problems"] == []

@@ -74,8 +74,18 @@ def test_what_drifted_without_an_event_is_counted_as_such(host: Nics) -> None:
 
 
 def test_without_a_collector_there_are_no_metrics(host: Nics) -> None:
-    Keeper(host.root, host).look("once", [])
+    Keeper(host.root, host).look("start", [])
     assert not host.root.exists(_steer_pass.COLLECTOR)
+
+
+def test_who_does_not_stay_leaves_no_metrics_and_who_ends_takes_its_reports_along(host: Nics) -> None:
+    host.root.path(_steer_pass.COLLECTOR).mkdir(parents=True)
+    Keeper(host.root, host).look("once", [])
+    assert not host.root.exists(_steer_pass.METRICS) and state(host)["cause"] == "once"
+    Keeper(host.root, host).look("start", [])
+    assert host.root.exists(_steer_pass.METRICS)
+    _steer_pass.remove_reports(host.root)
+    assert not host.root.exists(_steer_pass.METRICS) and not host.root.exists(_steer_pass.STATE)
 
 
 def test_a_port_that_went_away_keeps_nothing_else_from_being_held(host: Nics, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,7 +79,9 @@ class Keeper:
             log.info("all is well again")
         self._told = found.problems
         state = _steer_pass.state_text(found, self.tally, cause, events[-EVENTS_KEPT:], now)
-        _steer_pass.write_reports(self._root, state, _steer_pass.metrics_text(found, self.tally, now))
+        _steer_pass.write_state(self._root, state)
+        if cause != "once":  # metrics of somebody who does not stay would never change again
+            _steer_pass.write_metrics(self._root, _steer_pass.metrics_text(found, self.tally, now))
         return found
 
     def run(self) -> int:
@@ -129,6 +131,7 @@ class Keeper:
                     numbers = set(wake.recv(4096))
                     if numbers & {signal.SIGTERM, signal.SIGINT}:
                         notify("STOPPING=1")
+                        _steer_pass.remove_reports(self._root)
                         return 0
                     heard = ["SIGHUP"]
                 else:
