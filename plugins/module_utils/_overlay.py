@@ -25,8 +25,8 @@ from ._root import Root
 
 # Explicit, so that a distribution's module parameters cannot change what lies on disk: no index, no metadata-only
 # copies and no redirects means that upper is plain files, whiteouts and opaque directories. xino=off: what stat(2) says
-# of a file is its inode in upper. strictatime: a store through a shared mapping changes neither mtime nor ctime on
-# tmpfs, but mmap(2) sets the time of access: that is how a sync finds files that were mapped and are not any more.
+# of a file is its inode in upper. strictatime: most stores through a shared mapping change neither mtime nor ctime
+# on tmpfs, but mmap(2) sets the time of access: that is how a sync finds files that were mapped and are not any more.
 OPTIONS = "index=off,metacopy=off,redirect_dir=off,xino=off,strictatime"
 # The only overlay attribute with a meaning beyond one mount. origin and impure name inodes of the lower file system
 # that was mounted then; restoring them over another mount would be a lie.

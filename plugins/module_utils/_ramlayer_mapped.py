@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Files of a layer that a program has mapped shared and may store into.
 
-Such stores change neither mtime nor ctime on tmpfs, so they are looked for in ``/proc/*/maps`` (proc(5)). The device
+On tmpfs a store changes mtime and ctime only when it is the first use of a page by that mapping; later ones, and those
+to a page that was read before, change neither. So mappings are looked for in ``/proc/*/maps`` (proc(5)). The device
 there is the overlay's own (Linux since 6.6) or that of upper's tmpfs (before); the inode there may be the one that the
 file had in base, so what is mapped is asked of ``/proc/PID/map_files``, whose stat(2) is upper's inode.
 
