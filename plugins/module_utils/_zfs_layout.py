@@ -237,7 +237,7 @@ def make_plan(wanted: Wanted, facts: Facts) -> Plan:
             _plan_new(name, wanted.datasets[name], usable, facts, plan, problems)
     if problems:
         raise LayoutError("; ".join(problems))
-    for key, kept in facts.kept.items():
+    for key, kept in sorted(facts.kept.items(), key=lambda item: (item[0].count("/"), item[0])):
         if key in plan.record:
             continue
         pool = pool_of(key.split(" ")[1])
@@ -290,7 +290,8 @@ def _plan_existing(name: str, values: Mapping[str, str], facts: Facts, plan: Pla
         plan.difference.add(f"{name} {prop}", shown.value, value)
         words.append(f"{prop}={value}")
     if words:
-        plan.commands.append(["zfs", "set", *words, name])
+        moves = values.get("mountpoint", present["mountpoint"].value) != present["mountpoint"].value
+        plan.commands += _moving(name, ["zfs", "set", *words, name], facts) if moves else [["zfs", "set", *words, name]]
     point = values.get("mountpoint", present["mountpoint"].value)
     can = values.get("canmount", present["canmount"].value)
     mount = present["mounted"].value == "no" and can == "on" and point.startswith("/")
@@ -299,6 +300,29 @@ def _plan_existing(name: str, values: Mapping[str, str], facts: Facts, plan: Pla
     if mount:
         plan.difference.add(f"{name} mounted", "no", "yes")
         plan.commands.append(["zfs", "mount", name])
+
+
+def _moving(name: str, command: list[str], facts: Facts) -> list[list[str]]:
+    """A command that changes a dataset's mount point, between those that get out of its way what is mounted inside.
+
+    ZFS itself moves datasets that inherit the mount point; one with a mount point of its own keeps it busy.
+    """
+    at = facts.datasets[name]["mountpoint"].value
+    if facts.datasets[name]["mounted"].value != "yes" or not at.startswith("/"):
+        return [command]
+    inside = [
+        other
+        for other, values in facts.datasets.items()
+        if values["mounted"].value == "yes"
+        and values["mountpoint"].value.startswith(at.rstrip("/") + "/")
+        and not values["mountpoint"].source.startswith(("inherited", "default"))
+    ]
+    inside.sort(key=lambda other: facts.datasets[other]["mountpoint"].value.count("/"))
+    return [
+        *(["zfs", "unmount", other] for other in reversed(inside)),
+        command,
+        *(["zfs", "mount", other] for other in inside),
+    ]
 
 
 def _plan_new(
@@ -338,10 +362,11 @@ def _plan_back(key: str, kept: Kept, facts: Facts, plan: Plan) -> None:
         return
     if kind == "zpool":
         plan.commands.append(["zpool", "set", f"{prop}={before['value']}", name])
-    elif before["source"] == "local":
-        plan.commands.append(["zfs", "set", f"{prop}={before['value']}", name])
     else:
-        plan.commands.append(["zfs", "inherit", *(["-S"] if before["source"] == "received" else []), prop, name])
+        command = ["zfs", "set", f"{prop}={before['value']}", name]
+        if before["source"] != "local":
+            command = ["zfs", "inherit", *(["-S"] if before["source"] == "received" else []), prop, name]
+        plan.commands += _moving(name, command, facts) if prop == "mountpoint" else [command]
     plan.difference.add(title, now.as_kept(), before)
 
 

@@ -104,15 +104,40 @@ class Zfs:
         if self.setting(name, "canmount")[0] == "on":
             self.mounted.add(name)
 
+    def need_idle(self, words: list[str]) -> None:
+        """A mount point does not change while a dataset with one of its own is mounted inside."""
+        at = self.setting(words[-1], "mountpoint")[0]
+        for other in self.mounted if words[-1] in self.mounted else ():
+            point, source = self.setting(other, "mountpoint")
+            if point.startswith(at + "/") and source == "local":
+                raise fail(words, f"cannot unmount '{at}': pool or dataset is busy")
+
+    def settle(self) -> None:
+        """Datasets whose mount point went away are not mounted any more; those that got one are."""
+        for name in self.local:
+            point = self.setting(name, "mountpoint")[0]
+            if point == "none":
+                self.mounted.discard(name)
+
+    def unmount(self, words: list[str]) -> None:
+        self.mounted.remove(words[0])
+
     def set(self, words: list[str]) -> None:
+        if any(word.startswith("mountpoint=") for word in words):
+            self.need_idle(words)
         for word in words[:-1]:
             prop, _, value = word.partition("=")
             self.local[words[-1]][prop] = self.stored(value)
 
     def inherit(self, words: list[str]) -> None:
+        if words[-2] == "mountpoint":
+            self.need_idle(words)
         del self.local[words[-1]][words[-2]]
+        self.settle()
 
     def mount(self, words: list[str]) -> None:
+        if self.setting(words[0], "mountpoint")[0] == "none":
+            raise fail(words, "no mountpoint set")
         self.mounted.add(words[0])
 
 
@@ -277,6 +302,25 @@ def test_an_unmounted_dataset_is_mounted(zfs: Zfs, run: Callable[..., Any]) -> N
     zfs.mounted.discard("tank/old")
     done = run(datasets=tree(("tank/old", {})))
     assert done.result["commands"] == ["zfs mount tank/old"] and "tank/old" in zfs.mounted
+
+
+def test_a_mount_point_moves_although_datasets_are_mounted_inside(zfs: Zfs, run: Callable[..., Any]) -> None:
+    zfs.local["tank"]["mountpoint"] = "none"
+    zfs.mounted -= {"tank", "tank/old", "tank/old/kid"}
+    zfs.local["tank/old/kid"]["mountpoint"] = "/else"
+    zfs.mounted.add("tank/old/kid")
+    before = deepcopy((zfs.local, zfs.mounted))
+    outer, inner = ("tank/old", {"mountpoint": "/m"}), ("tank/old/kid", {"mountpoint": "/m/kid"})
+    assert run(datasets=tree(outer, inner, ("tank/old/own", {"mountpoint": "/m/own"}))).result["changed"]
+    assert {"tank/old", "tank/old/kid", "tank/old/own"} <= zfs.mounted
+    moved = run(datasets=tree(("tank/old", {"mountpoint": "/n"}), inner, ("tank/old/own", {"mountpoint": "/m/own"})))
+    assert moved.result["commands"] == [
+        "zfs unmount tank/old/own", "zfs unmount tank/old/kid", "zfs set mountpoint=/n tank/old",
+        "zfs mount tank/old/kid", "zfs mount tank/old/own",
+    ]  # fmt: skip
+    run(state="absent")
+    assert zfs.local.pop("tank/old/own") == {"mountpoint": "/m/own"} and "tank/old/own" in zfs.mounted
+    assert (zfs.local, zfs.mounted - {"tank/old/own"}) == before
 
 
 def test_unsafe_is_possible_when_named_and_goes_back_when_not(zfs: Zfs, run: Callable[..., Any]) -> None:
