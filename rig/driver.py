@@ -18,30 +18,38 @@ from typing import Any
 from . import control, remote, state
 from .config import REPO, Settings, settings
 from .errors import RigError, UsageError
-from .hardware import Machine, functions
+from .hardware import PORT_MAC, Machine, functions
 from .qmp import Qmp
 from .show import say
 
 PREPARE_SECONDS = 3600.0
 WAIT_SECONDS = 1300.0
 SSH_SECONDS = 300.0
-# Everything that was plugged in is there, and the clock is right: a snapshot's stands still.
-SETTLE = """set -e
-date -q -s @{now} > /dev/null 2>&1 || date -s @{now} > /dev/null
-deadline=$((SECONDS + 60))
+# Everything plugged in is there, and the clock is right (a snapshot's stands still). The shell alone looks, since
+# each new process would cost the emulated processors more than a look.
+SETTLE = """
+date -s @{now} > /dev/null
 present() {{
-  test "$(ls -d /sys/bus/pci/devices/*/ | xargs -I@ cat @vendor | grep -c 0x1002)" -ge {functions} || return 1
-  for serial in {disks}; do
-    ls /dev/disk/by-id/*_"$serial" > /dev/null 2>&1 || return 1
+  count=0
+  for file in /sys/bus/pci/devices/*/vendor; do
+    read -r vendor < "$file" && [[ $vendor == 0x1002 ]] && ((count += 1))
   done
-  grep -qsx {mac} /sys/class/net/*/address
+  ((count >= {functions})) || return 1
+  for serial in {disks}; do
+    compgen -G "/dev/disk/by-id/*_$serial" > /dev/null || return 1
+  done
+  for file in /sys/class/net/*/address; do
+    read -r mac < "$file" && [[ $mac == {mac} ]] && return 0
+  done
+  return 1
 }}
 until present; do
-  test $SECONDS -lt $deadline || {{ echo "not all devices: $(ls /dev/disk/by-id; lspci | wc -l)" >&2; exit 1; }}
-  sleep 0.2
+  ((SECONDS < {seconds})) || {{ echo "not all devices came: $count functions, $(ls /dev/disk/by-id)" >&2; exit 1; }}
+  sleep 0.5
 done
-udevadm settle
+exec udevadm settle --timeout={seconds}
 """
+SETTLE_SECONDS = 240
 
 
 class Rig:
@@ -123,9 +131,10 @@ class Rig:
             "now": int(time.time()),
             "functions": len(functions(self.machine_now())),
             "disks": disks,
-            "mac": "52:54:00:0a:00:04",
+            "mac": PORT_MAC,
+            "seconds": SETTLE_SECONDS,
         }
-        self.must("bash -c " + _quoted(SETTLE.format(**words)))
+        self.must("bash -s", input=SETTLE.format(**words), timeout=2 * SETTLE_SECONDS)
         return known
 
     def machine_now(self) -> Machine:
@@ -283,10 +292,6 @@ def purge(where: Settings) -> None:
     if where.shared.exists():
         shutil.rmtree(where.shared)
         say(f"removed {where.shared}")
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _is_keeper(process: int, name: str) -> bool:

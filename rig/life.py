@@ -22,7 +22,7 @@ from .qemu import Qemu
 from .qmp import Qmp
 
 BOOT_SECONDS = 600.0
-RESTORE_SECONDS = 120.0
+RESTORE_SECONDS = 300.0
 SOCKET_SECONDS = 30.0
 
 
