@@ -133,6 +133,22 @@ def test_a_busy_view_is_refused_and_stays_mounted(layer: Layer) -> None:
     assert (layer.upper / "a").exists()
 
 
+def test_a_mount_name_space_that_keeps_the_view_is_refused(layer: Layer) -> None:
+    ramlayer.mount(layer, ROOT)
+    fill(layer, "a", "b")
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo in; exec sleep 600"],
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(LayerError, match=f"{other.pid} s.* still sees it mounted"):
+            spill(layer, 1)
+        other.kill()
+    assert ramlayer.presence(layer, ROOT).mounted
+    assert spill(layer, 1).files == 2
+
+
 def test_a_disk_without_room_is_refused_before_anything_moves(layer: Layer, tmp_path: Path) -> None:
     small = tmp_path / "data/gpu0/small"
     small.mkdir()
