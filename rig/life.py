@@ -23,13 +23,15 @@ from .qmp import Qmp
 
 BOOT_SECONDS = 600.0
 RESTORE_SECONDS = 300.0
+GREETING_SECONDS = 60.0
+"""Patience: each new connection is new processes in there, so that the hasty would never be answered."""
 SOCKET_SECONDS = 30.0
 
 
 def ssh_answers(port: int) -> bool:
     """Does an SSH server greet on the forwarded port? QEMU accepts every connection, so that alone proves nothing."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=GREETING_SECONDS) as connection:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False

@@ -9,6 +9,7 @@ shut down in good order. What cannot be saved (proxied functions, NVMe, taps) is
 from __future__ import annotations
 
 import fcntl
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,4 +138,5 @@ def _boot_and_save(where: Settings, machine: Machine, qemu: Qemu, raw: Path, fou
         life.process.wait()
         subprocess.run(["ssh", *remote.options(where), "-O", "exit", "127.0.0.1"], capture_output=True, check=False)
     system.rename(found.disk)
+    shutil.rmtree(where.run)
     say("the snapshot is ready")
