@@ -179,6 +179,12 @@ class Bench:
         ours = measure(self.disk, lambda: ramlayer.sync(self.layer, ROOT))
         return {"ours": ours} | {name: measure(self.disk, peer.sync) for name, peer in self.peers.items()}
 
+    def warm(self, paths: list[Path]) -> None:
+        """A few generations, so that there is a spare one, as in any layer that has run a while."""
+        for _ in range(self.layer.keep + 1):
+            change(paths, 1)
+            ramlayer.sync(self.layer, ROOT)
+
     def rounds(self, repeat: int, prepare: Callable[[], object]) -> dict[str, Cost]:
         """Medians of ``repeat`` rounds; ``prepare`` changes the tree before each."""
         found: dict[str, list[Cost]] = {"ours": [], **{name: [] for name in self.peers}}
@@ -220,6 +226,7 @@ class Bench:
             peer.restore(target)
             found[name] = time.monotonic() - began
             subprocess.run(["umount", str(target)], check=True)
+            target.rmdir()
         ramlayer.stop(self.layer, ROOT)
         _forget()
         began = time.monotonic()
@@ -328,26 +335,36 @@ def main(words: list[str]) -> int:
     return 0
 
 
+def _say(text: str) -> None:
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 def run(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     disk = Disk(folder)
+    _say("how fast the disk is")
     limit = disk.bandwidth()
     rows: dict[str, dict[str, Cost]] = {}
+    _say(f"{asked.files} files")
     many = Bench(folder, disk, "many", 1024)
     paths = make_tree(many.layer.merged, asked.files, 2000)
     rows[f"first sync of {asked.files} files"] = many.first()
-    many.rounds(4, lambda: change(paths, 1))  # a spare generation is there now, as in any layer that has run a while
+    many.warm(paths)
     for count in (0, 1, 1000):
+        _say(f"{count} of them changed, {asked.repeat} rounds")
         rows[f"{count} of {asked.files} changed"] = many.rounds(asked.repeat, lambda count=count: change(paths, count))
     command = many.command(asked.repeat)
+    _say("restore")
     restores = {f"{asked.files} files": many.restore()}
     ramlayer.stop(many.layer, ROOT)
+    _say("500 MB")
     big = Bench(folder, disk, "big", 700)
     paths = make_tree(big.layer.merged, 500, 1024 * 1024)
     big.first()
-    big.rounds(3, lambda: change(paths, 1))
+    big.warm(paths)
     rows["500 MB, 10 % changed"] = big.rounds(asked.repeat, lambda: change(paths, 50))
     restores["500 MB"] = big.restore()
     ramlayer.stop(big.layer, ROOT)
+    _say("twelve layers")
     together = twelve(folder, disk, asked.seconds)
     idle = rows[f"0 of {asked.files} changed"]
     tenth = rows["500 MB, 10 % changed"]["ours"]
