@@ -45,12 +45,17 @@ class Outcome:
     done: list[str] = field(default_factory=list)
 
 
+def patient(argv: list[str]) -> str:
+    """Runs a program and waits ten minutes: switching a full swap off brings all of it back into the memory first."""
+    return run_command(argv, timeout=600)
+
+
 def converge(
     wish: Wish,
     *,
     check: bool,
     root: Root | None = None,
-    run: Runner = run_command,
+    run: Runner = patient,
     writer: Writer = _kernel_value.write,
 ) -> Outcome:
     """Bring a host to a wish; a wish of nothing takes the capability back.
