@@ -27,7 +27,8 @@ CHUNK = 128 * 1024
 _ZERO = bytes(CHUNK)
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # "this file system cannot" and "these two cannot share": then the content is copied
-_NO_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY)
+_NO_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY,
+             errno.EAGAIN)  # fmt: skip
 _NODES = {"whiteout": stat.S_IFCHR, "char": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO,
           "socket": stat.S_IFSOCK}  # fmt: skip
 

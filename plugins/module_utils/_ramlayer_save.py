@@ -68,7 +68,6 @@ def save(source: Source, *, keep: int) -> Saved:
     """
     store = source.store
     current = store.current_number()
-    kept = "nothing was saved before" if current is None else f"generation {current} stays current"
     trust = True
     while True:
         draft = store.draft()
@@ -78,7 +77,12 @@ def save(source: Source, *, keep: int) -> Saved:
             left = _discard(draft.folder)
             full = isinstance(error, OSError) and error.errno in _FULL
             again = (trust and isinstance(error, Damaged)) or (full and (draft.recycled or store.spare.exists()))
+            now = store.current_number()
+            if now != current:  # what failed came after the commit: pruning
+                text = f"generation {now} is saved and current, but the older ones could not be tidied up"
+                raise LayerError(f"{store.name}: {text} in {store.persist}: {_why(error)}") from error
             if not again:
+                kept = "nothing was saved before" if current is None else f"generation {current} stays current"
                 raise LayerError(f"{store.name}: not saved to {store.persist}, {kept}: {_why(error)}{left}") from error
             # the spare generation is the first to go: for its room, or because what it was made of is damaged
             remove(str(store.spare))
@@ -116,6 +120,9 @@ def _attempt(source: Source, draft: Draft, keep: int, trust: bool) -> Saved:
     else:
         _discard(draft.folder)
     compare = look.unsettled | _mapped_names(look)
+    look.promoted = {
+        path: known for path, known in look.promoted.items() if path in look.entries and path not in wanted
+    }
     remembered = Seen(
         source.token, outcome.generation.number, since, ticks, compare, look.entries, wanted, look.promoted
     )
@@ -200,7 +207,7 @@ def _wanted(source: Source, look: _Look, draft: Draft) -> Items:
 
 
 def _promoted(look: _Look, kept: dict[str, Entry]) -> list[str]:
-    """Files that look as they do in base. Their content may differ: it is compared when they appear and when touched."""
+    """Files that look as they do in base; their content may differ, and is compared when they appear or are touched."""
     return [path for path in look.fresh | look.suspects if path not in kept and look.entries[path].kind == "file"]
 
 
