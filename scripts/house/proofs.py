@@ -32,7 +32,7 @@ def chaos(places: Places, words: list[str]) -> Program:
     if any(not (key.isalpha() and equals and value) for key, equals, value in pairs):
         raise BadWords("chaos takes words like SUITE=ram SEED=1 MINUTES=5")
     given = {key.lower(): value for key, _equals, value in pairs}
-    suite = given.pop("suite", None)
+    suite = given.pop("suite", "")
     if suite not in CHAOS:
         raise BadWords(f"chaos wants SUITE= with one of: {', '.join(CHAOS)}")
     return _program(places, CHAOS[suite], [word for key, value in given.items() for word in (f"--{key}", value)])
