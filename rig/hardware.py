@@ -171,13 +171,16 @@ def disk_device(disk: Disk) -> Properties:
 
 
 def shared_devices() -> list[Properties]:
-    """A PCIe switch without access control: what is behind its two ports is one IOMMU group."""
+    """A PCIe switch without access control: what is behind its two ports is one IOMMU group.
+
+    The ports are functions of one device, or Linux gives each a group of its own (drivers/iommu/iommu.c).
+    """
     port: Properties = {"driver": "xio3130-downstream", "bus": "switch"}
     card: Properties = {"driver": "virtio-net-pci", "id": "shared", "netdev": "shared", "mac": SHARED_MAC}
     return [
         {"driver": "x3130-upstream", "id": "switch", "bus": SHARED_PORT},
         port | {"id": "switch0", "chassis": 40, "slot": 40, "addr": "0.0", "multifunction": True},
-        port | {"id": "switch1", "chassis": 41, "slot": 41, "addr": "1.0"},
+        port | {"id": "switch1", "chassis": 41, "slot": 41, "addr": "0.1"},
         card | {"bus": "switch1", "romfile": ""},
     ]
 
