@@ -171,7 +171,7 @@ VERBS = {
         lambda places, words: _proof(places, words, proofs.chaos),
         f"SUITE={'|'.join(proofs.CHAOS)}",
     ),
-    "rig": Verb("a virtual machine with a real kernel and twelve GPUs", _rig, "[" + "|".join(RIG_VERBS[:6]) + "|...]"),
+    "rig": Verb("a virtual machine with a real kernel and twelve GPUs", _rig, "[up|ssh|status|...]"),
     "rig-down": Verb("take the rig down; --purge removes its image, too", _rig_down, "[--purge]"),
     "rig-test": Verb("every level on the rig, with its reboots", _rig_test, "[pytest arguments]"),
     "clean": Verb("take lab and rig down and remove what was made here", _clean, "[--keep-cache]"),

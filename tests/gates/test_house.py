@@ -47,6 +47,7 @@ def test_help_lists_every_verb_and_which_come_later(gate: Any) -> None:
         (["clean", "--all"], "clean takes nothing but --keep-cache"),
         (["completion", "fish"], "bash or zsh"),
         (["lab"], "lab wants one of"),
+        (["rig-down", "more"], "rig-down takes nothing but"),
     ],
 )
 def test_wrong_words_end_2_and_say_so(gate: Any, words: list[str], said: str) -> None:
