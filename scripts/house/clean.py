@@ -27,7 +27,7 @@ LEFT_BEHIND = (
 
 
 def clean(places: Places, *, keep_cache: bool) -> int:
-    """Remove everything made here; says what. The cache stays when lab or rig could not be taken down: it holds them."""
+    """Remove everything made here; says what. The cache stays when lab or rig could not be taken down: it has them."""
     for name, words in (("lab", ["lab", "clean"]), ("rig", ["rig", "down", "--all"])):
         if places.python.exists():
             command: list[str | Path] = [places.python, "-m", *words]
