@@ -58,6 +58,7 @@ class Rig:
     def __init__(self, name: str = "", machine: Machine | None = None) -> None:
         self.where: Settings = settings(name)
         self.machine = machine or Machine()
+        self._keeper: subprocess.Popen[bytes] | None = None  # our child, when we started it
 
     def __enter__(self) -> Rig:
         self.start()
@@ -81,7 +82,7 @@ class Rig:
         self.where.run.mkdir(parents=True)
         state.save_machine(self.where, self.machine)
         with (self.where.run / "keeper.log").open("ab") as log:
-            keeper = subprocess.Popen(
+            self._keeper = subprocess.Popen(
                 [sys.executable, "-B", "-m", "rig.keeper", self.where.name],
                 cwd=REPO,
                 stdin=subprocess.DEVNULL,
@@ -90,7 +91,7 @@ class Rig:
                 start_new_session=True,
                 env={**os.environ, "ORGANISM_CACHE": str(self.where.cache), "PYTHONPATH": str(REPO)},
             )
-        self._follow(keeper)
+        self._follow(self._keeper)
         return self.wait()
 
     def _follow(self, keeper: subprocess.Popen[bytes]) -> None:
@@ -197,6 +198,9 @@ class Rig:
         if known is not None and not _ended(known.keeper, self.where.name, 15):
             os.kill(known.keeper, signal.SIGKILL)  # its QEMU dies with it
             _ended(known.keeper, self.where.name, 15)
+        if self._keeper is not None:
+            self._keeper.wait(15)
+            self._keeper = None
         if self.where.run.exists():
             shutil.rmtree(self.where.run)
 
