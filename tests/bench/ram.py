@@ -29,6 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from chaos.ram.alone import alone
+
 from organism.core import _ramlayer as ramlayer
 from organism.core._overlay import mounts
 from organism.core._ramlayer import Layer
@@ -322,6 +324,7 @@ def main(words: list[str]) -> int:
     if os.geteuid() != 0:
         print("bench: mounting needs root; run it as root", file=sys.stderr)
         return 1
+    alone()
     folder = Path(tempfile.mkdtemp(prefix="ram-bench-"))
     try:
         result = run(folder, asked)

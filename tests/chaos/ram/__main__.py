@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from chaos.ram.alone import alone
 from chaos.ram.cuts import HOW, Broken, cut, length
 from chaos.ram.disks import SIZE, Disk, Unavailable
 
@@ -37,6 +38,7 @@ def main(words: list[str]) -> int:
     if os.geteuid() != 0:
         print("chaos: mounting needs root; run it as root", file=sys.stderr)
         return 1
+    alone()
     first = random.SystemRandom().randrange(1_000_000) if asked.seed is None else asked.seed
     ends = time.monotonic() + asked.minutes * 60
     done: Counter[str] = Counter()

@@ -110,5 +110,6 @@ def _expect(stage: Stage, when: str, *, only_coming: bool) -> None:
 
 def _clear(stage: Stage) -> None:
     unmount_all(stage.top)
-    shutil.rmtree(stage.layer.base.parent)
-    shutil.rmtree(stage.layer.notes)
+    for folder in (stage.layer.base.parent, stage.layer.notes):
+        if folder.exists():
+            shutil.rmtree(folder)

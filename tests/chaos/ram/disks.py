@@ -9,6 +9,7 @@ and contents are not. Writes that had reached the device stay in their order: a 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -52,14 +53,24 @@ class Disk:
             raise Unavailable(f"{' '.join(command)}: {done.stderr.strip()}")
 
     def mount(self) -> None:
-        self._run(["mount", "-o", "loop", "-t", self.kind, str(self.image), str(self.place)])
+        self._run(
+            [
+                "mount",
+                "-o",
+                "loop,nouuid" if self.kind == "xfs" else "loop",
+                "-t",
+                self.kind,
+                str(self.image),
+                str(self.place),
+            ]
+        )
 
     def unmount(self) -> None:
         subprocess.run(["umount", str(self.place)], check=True)
 
     def remove(self) -> None:
         self.unmount()
-        subprocess.run(["umount", str(self.device)], check=True)
+        subprocess.run(["umount", "-l", str(self.device)], check=True)
 
     def cut_power(self, how: int) -> None:
         """Lose what is not written, then come up again: the journal is replayed by the mount."""
@@ -70,3 +81,14 @@ class Disk:
             os.close(descriptor)
         self.unmount()
         self.mount()
+        try:
+            next(self.place.iterdir(), None)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # a process that copied this mount namespace meanwhile keeps the dead file system: take another device
+            self.unmount()
+            other = self.image.with_name(f"{self.image.name}+")
+            subprocess.run(["cp", "--sparse=always", str(self.image), str(other)], check=True)
+            self.image = other
+            self.mount()
