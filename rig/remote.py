@@ -18,7 +18,7 @@ def options(where: Settings) -> list[str]:
         "IdentityFile": where.key,
         "IdentitiesOnly": "yes",
         "BatchMode": "yes",
-        "ConnectTimeout": "60",
+        "ConnectTimeout": "120",
         "ServerAliveInterval": "20",
         "ServerAliveCountMax": "6",
         "LogLevel": "ERROR",
