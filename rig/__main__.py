@@ -103,7 +103,8 @@ def _status(options: argparse.Namespace) -> int:
         print(f"{rig.where.name}: {known.phase}{': ' + known.error if known.error else ''}")
         print(f"  life {known.life} ({known.how}), {known.accelerator}, ssh port {known.port}, files {rig.where.run}")
         for number, (end, seconds) in enumerate(zip([*known.ends, "running"], known.seconds, strict=False), 1):
-            print(f"  life {number}: {seconds} s to sshd; {end}")
+            took = f"{seconds} s to sshd" if seconds else "never came up"
+            print(f"  life {number}: {took}; {end}")
     return 0 if known is not None and known.phase == "up" else 1
 
 

@@ -64,7 +64,8 @@ class Keeper:
             reason = life.live(lambda life=life: self.publish(phase="up", seconds=[*self.state.seconds, life.seconds]))  # type: ignore[misc]  # a default binds the loop's value
             wanted, self._wanted = self._wanted, ""
             say(f"life {self.state.life} ended: {wanted or reason}")
-            self.publish(ends=[*self.state.ends, wanted or reason], qemu=0)
+            seconds = self.state.seconds if life.up else [*self.state.seconds, 0.0]
+            self.publish(ends=[*self.state.ends, wanted or reason], seconds=seconds, qemu=0)
             if wanted == "stop" or (not wanted and reason in ("guest-shutdown", "host-signal", "host-qmp-quit")):
                 self.publish(phase="ended")
                 return 0

@@ -30,7 +30,7 @@ class State:
     ends: list[str] = field(default_factory=list)
     """Why each earlier life ended: guest-reset, guest-shutdown, host-qmp-system-reset, power cut, kernel panic, ..."""
     seconds: list[float] = field(default_factory=list)
-    """How long each life took until its sshd answered."""
+    """How long each life took until its sshd answered; 0 when it never did."""
 
 
 def write(path: Path, state: State) -> None:
