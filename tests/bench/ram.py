@@ -35,6 +35,7 @@ from organism.core import _ramlayer as ramlayer
 from organism.core._overlay import mounts
 from organism.core._ramlayer import Layer
 from organism.core._ramlayer_copy import sync_filesystem
+from organism.core._ramlayer_seen import SLACK
 from organism.core._root import Root
 
 HERE = Path(__file__).parent
@@ -189,6 +190,12 @@ class Bench:
 
     def rounds(self, repeat: int, prepare: Callable[[], object]) -> dict[str, Cost]:
         """Medians of ``repeat`` rounds; ``prepare`` changes the tree before each."""
+        # peers read what has changed out of upper, which marks it as read: nobody else does that, so it is not measured
+        for peer in self.peers.values():
+            peer.sync()
+        for _ in range(2):
+            time.sleep(2 * SLACK / 1e9)
+            ramlayer.sync(self.layer, ROOT)
         found: dict[str, list[Cost]] = {"ours": [], **{name: [] for name in self.peers}}
         for _ in range(repeat):
             prepare()
@@ -354,7 +361,10 @@ def run(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     many.warm(paths)
     for count in (0, 1, 1000):
         _say(f"{count} of them changed, {asked.repeat} rounds")
-        rows[f"{count} of {asked.files} changed"] = many.rounds(asked.repeat, lambda count=count: change(paths, count))
+        row = rows[f"{count} of {asked.files} changed"] = many.rounds(
+            asked.repeat, lambda count=count: change(paths, count)
+        )
+        _say(", ".join(f"{who} {cost.seconds:.3f} s" for who, cost in row.items()))
     command = many.command(asked.repeat)
     _say("restore")
     restores = {f"{asked.files} files": many.restore()}
@@ -382,7 +392,9 @@ def run(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
         "whole_command_nothing_changed_seconds": command,
         "twelve_layers": together,
         "goals": {
-            "nothing changed: our time / rsync's (goal < 0.1)": idle["ours"].seconds / idle["in place"].seconds,
+            "nothing changed: our time / rsync's in place (goal < 0.1)": idle["ours"].seconds
+            / idle["in place"].seconds,
+            "nothing changed: our time / rsync's with a rename": idle["ours"].seconds / idle["rsync"].seconds,
             "nothing changed: our processor time / rsync's": idle["ours"].cpu / idle["in place"].cpu,
             "500 MB, 10 %: MB/s / the disk's": tenth.written / 1e6 / tenth.seconds / limit,
             "twelve layers: cores (goal <= 1)": together["cores"],
