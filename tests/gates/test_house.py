@@ -78,7 +78,7 @@ def test_completion_offers_the_verbs(gate: Any) -> None:
     asked = 'COMP_WORDS=(./run ri); COMP_CWORD=1; _organism_run; printf "%s\\n" "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert done.stdout.split() == ["rig", "rig-test"]
+    assert done.stdout.split() == ["rig", "rig-down", "rig-test"]
 
 
 def test_make_calls_run(gate: Any) -> None:

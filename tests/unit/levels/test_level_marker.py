@@ -111,4 +111,4 @@ def test_absent_forgets(host: Path) -> None:
 
 
 def test_an_unknown_level_is_refused(host: Path) -> None:
-    assert "level 5 does not exist" in run(level=4).result["msg"]
+    assert "level 5 does not exist" in run(level=5).result["msg"]
