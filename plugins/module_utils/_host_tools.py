@@ -43,6 +43,7 @@ COMMANDS = {
     "dma_latency": "organism-dma-latency",
     "cpu_plan": "organism-cpu-plan",
     "record": "organism-record",
+    "audit": "organism-audit",
     "ramlayer": "ramlayer",
 }
 """Module of ``organism.host`` to the command that starts it; a module that does not exist has no command."""

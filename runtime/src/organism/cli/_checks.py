@@ -1,45 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A check's record: the one schema of ``organism-validate`` (does it work?) and ``organism-audit`` (is it in effect?).
-
-A record is a JSON object with these keys, all always there:
-
-=========  ============================================================================================
-check      what was looked at, a dotted word that stays the same over versions (``gpu.job``)
-subject    on which object (``gpu0``, ``ORG_WQ``); empty when there is only one
-ok         true: PASS, false: FAIL, null: SKIP (could not or need not be looked at; ``detail`` says why)
-seconds    how long it took
-detail     what was found, one sentence
-next       what to do about it; empty unless FAIL
-=========  ============================================================================================
-
-A report is ``{"ok": bool, "passed": n, "failed": n, "skipped": n, "checks": [record, ...]}``; ``ok`` means that
-nothing failed and something passed.
-"""
+"""Collects the checks of ``organism-validate``; ``organism.core._check`` has the schema of their records."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from organism.cli._output import Output, clean
-
-
-@dataclass(frozen=True)
-class Check:
-    check: str
-    subject: str
-    ok: bool | None
-    seconds: float
-    detail: str
-    next: str = ""
-
-    @property
-    def verdict(self) -> str:
-        return "SKIP" if self.ok is None else "PASS" if self.ok else "FAIL"
+from organism.core import _check
+from organism.core._check import Check
 
 
 @dataclass
@@ -87,20 +60,14 @@ class Report:
             output.say(f"      next: {clean(found.next)}")
 
     def count(self, ok: bool | None) -> int:
-        return sum(1 for found in self.checks if found.ok is ok)
+        return _check.count(self.checks, ok)
 
     @property
     def ok(self) -> bool:
-        return self.count(False) == 0 and self.count(True) > 0
+        return _check.passed(self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "passed": self.count(True),
-            "failed": self.count(False),
-            "skipped": self.count(None),
-            "checks": [{**asdict(found), "seconds": round(found.seconds, 3)} for found in self.checks],
-        }
+        return _check.as_dict(self.checks)
 
     def close(self) -> None:
         """The sum: a line for people, the whole report for programs."""
