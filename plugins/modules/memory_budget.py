@@ -21,9 +21,17 @@ extends_documentation_fragment:
 options:
   arc_max:
     description:
-      - Upper limit of the ZFS ARC. V(auto) is the limit in force, and nothing where ZFS is not loaded.
+      - Upper limit of the ZFS ARC. V(auto) is the largest of O(arc_planned) or, without one, the limit in force, and
+        nothing where ZFS is not loaded.
     type: str
     default: auto
+  arc_planned:
+    description:
+      - Limits that the ARC gets in turn, for example by day and by night. They count where O(arc_max=auto) and ZFS is
+        loaded, whether they are in force yet or not.
+    type: list
+    elements: str
+    default: []
   vms:
     description:
       - Virtual machines that may run, with the most memory that each may have.
@@ -160,10 +168,9 @@ def judge(params: dict[str, Any], root: Root) -> tuple[budgets.Budget, dict[str,
     vms = budgets.vms_from(params["vms"], memory)
     page: str = params["hugepage_size"]
     pages = budgets.pool_pages(vms, page) if params["hugepages"] == "pool" else 0
-    arc = params["arc_max"]
     budget = budgets.make(
         memory,
-        arc_max=budgets.arc_now_mib(root) if arc == "auto" else budgets.size_mib(arc, memory, "arc_max"),
+        arc_max=_arc(params, root, memory),
         vms=vms,
         pool=pages * budgets.PAGE_SIZES[page],
         layers=[
@@ -175,10 +182,20 @@ def judge(params: dict[str, Any], root: Root) -> tuple[budgets.Budget, dict[str,
     return budget, {page: pages} if pages else {}
 
 
+def _arc(params: dict[str, Any], root: Root, memory: int) -> int:
+    """The ARC's share in MiB. Raises BudgetError."""
+    if params["arc_max"] != "auto":
+        return budgets.size_mib(params["arc_max"], memory, "arc_max")
+    now = budgets.arc_now_mib(root)
+    planned = [budgets.size_mib(size, memory, "arc_planned") for size in params["arc_planned"]]
+    return max(planned) if planned and now else now
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "arc_max": {"type": "str", "default": "auto"},
+            "arc_planned": {"type": "list", "elements": "str", "default": []},
             "vms": {"type": "list", "elements": "dict", "default": [], "options": VM},
             "hugepages": {"type": "str", "choices": ["none", "pool"], "default": "none"},
             "hugepage_size": {"type": "str", "choices": ["2M", "1G"], "default": "2M"},
