@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from unit.gpu.test_modules import module
 
+from ansible_collections.organism.proxmox.plugins.modules.memory_budget import judge
 from organism.core import _memory_budget as budgets
 from organism.core._memory_budget import BudgetError, Vm, at_once, make, pool_pages, size_mib, vms_from
 from organism.core._root import Root
@@ -95,6 +96,26 @@ def test_what_the_kernel_says(tmp_path: Path) -> None:
         "c_min 4 33554432\nc_max                           4    8589934592\n"
     )
     assert (budgets.memory_mib(root), budgets.arc_now_mib(root)) == (31986, 8192)
+
+
+@pytest.mark.parametrize(
+    ("limit", "planned", "counts"),
+    [("auto", [], 30), ("auto", ["4G", "8G"], 8), ("6G", ["8G"], 6)],
+)
+def test_limits_that_the_arc_gets_in_this_run_count_in_place_of_the_one_in_force(
+    tmp_path: Path, limit: str, planned: list[str], counts: int
+) -> None:
+    params = {
+        "arc_max": limit, "arc_planned": planned, "vms": [], "hugepages": "none", "hugepage_size": "2M",
+        "ram_layers": {}, "zram": "0", "reserve": "0", "memory": "32G",
+    }  # fmt: skip
+    (tmp_path / "proc/spl/kstat/zfs").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 33554432 kB\n")
+    root = Root(tmp_path)
+    without_zfs, _ = judge(params, root)
+    assert without_zfs.total == (6 * GIB if limit == "6G" else 0)
+    (tmp_path / budgets.ARCSTATS.lstrip("/")).write_text(f"c_max 4 {30 << 30}\n")
+    assert judge(params, root)[0].total == counts * GIB
 
 
 def test_the_module_passes_refuses_and_never_changes() -> None:
