@@ -74,6 +74,8 @@ host:
   type: dict
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.organism.proxmox.plugins.module_utils import _check, _host_audit, _host_facts
@@ -95,7 +97,7 @@ def main() -> None:
         checks = _host_audit.audit(host, judges())
     except _host_audit.AuditError as error:
         refuse(module, str(error))
-    result = {"audit": _check.as_dict(checks)}
+    result: dict[str, Any] = {"audit": _check.as_dict(checks)}
     if module.params["facts"]:
         result["host"] = {**_host_facts.gather(host.root, host.run), "audit": result["audit"]}
     message = _host_audit.summary(checks)
