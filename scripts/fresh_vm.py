@@ -3,13 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run a command of a clean clone on a fresh Debian server: a virtual machine made for it and thrown away.
 
-    scripts/fresh_vm.py [--suite trixie] [--keep] [--work DIR] -- ./run demo
+    scripts/fresh_vm.py [--suite trixie] [--kernel user-mode] [--keep] [--work DIR] -- ./run demo
 
 The server has systemd, sshd and certificates, and no Python, make, pip or git: what the command needs it must install
-by itself. The image is built from Debian's packages with mmdebstrap; the machine is emulated unless
-ORGANISM_VM_ACCEL=kvm says that KVM works here (emulated, expect ten to twenty times the usual time). Needs root,
-mmdebstrap, qemu-system-x86, e2fsprogs, an ssh client and git. Exit status: the command's own; 3 when the machine could
-not be built or booted.
+by itself. The image is built from Debian's packages with mmdebstrap. The machine is emulated unless
+ORGANISM_VM_ACCEL=kvm says that KVM works here; emulated, expect ten to twenty times the usual time. With --kernel
+user-mode Debian's user-mode Linux is its kernel (scripts/fresh_uml.py): two to three times the usual time, anywhere.
+Needs root, mmdebstrap, e2fsprogs, an ssh client and git; qemu-system-x86, or vde2 for user-mode. Exit status: the
+command's own; 3 when the machine could not be built or booted.
 """
 
 from __future__ import annotations
@@ -25,17 +26,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import fresh_uml
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "systemd,systemd-sysv,udev,dbus,libpam-systemd,openssh-server,ca-certificates,"
-    "iproute2,procps,kmod,linux-image-cloud-amd64"
-)
+PACKAGES = "systemd,systemd-sysv,udev,dbus,libpam-systemd,openssh-server,ca-certificates,iproute2,procps,kmod"
 BOOT_SECONDS = 240
 CPU = "Skylake-Client,-cx16"
 """Without cmpxchg16b: QEMU 7.2 emulates it with stray flags on one thread, and the guest's kernel dies of them."""
 BOOTS = 2
 """A kernel that dies ends the machine (panic=-1, -no-reboot)."""
-NETWORK = "[Match]\nType=ether\nName=!organism* !org* !vb-*\n[Network]\nDHCP=ipv4\n"
+NETWORK = "[Match]\nName=e*\n[Network]\nDHCP=ipv4\n"
 
 
 class Trouble(Exception):
@@ -67,22 +67,28 @@ def debian_sources(suite: str) -> str:
     raise Trouble("found no Debian archive in this host's apt sources: run `apt-get update` first")
 
 
-def build(work: Path, suite: str) -> None:
-    image, tree = work / f"{suite}.img", work / "tree"
+KERNELS = {"emulated": ("linux-image-cloud-amd64", "/dev/nvme0n1"), "user-mode": (fresh_uml.PACKAGE, "/dev/ubda")}
+"""The kernel's package, and the disk that it boots from."""
+
+
+def build(work: Path, suite: str, kernel: str) -> None:
+    image, tree = work / f"{suite}-{kernel}.img", work / "tree"
     if image.exists():
         say(f"image {image.name} is there")
         return
-    say(f"building a minimal Debian {suite} ({PACKAGES.count(',') + 1} packages)")
+    package, disk = KERNELS[kernel]
+    packages = f"{PACKAGES},{package}"
+    say(f"building a minimal Debian {suite} ({packages.count(',') + 1} packages)")
     shutil.rmtree(tree, ignore_errors=True)
     sources = work / "sources.list"
     sources.write_text(debian_sources(suite))
     options = ['--aptopt=APT::Install-Recommends "false"', "--dpkgopt=force-unsafe-io"]
     options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
-    quiet(["mmdebstrap", "--mode=root", "--variant=minbase", *options, f"--include={PACKAGES}", suite, tree, sources])
+    quiet(["mmdebstrap", "--mode=root", "--variant=minbase", *options, f"--include={packages}", suite, tree, sources])
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", tree / "etc/ssl/certs/ca-certificates.crt")
     (tree / "etc/hostname").write_text("fresh\n")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost fresh\n")
-    (tree / "etc/fstab").write_text("/dev/nvme0n1 / ext4 defaults,noatime 0 1\n")
+    (tree / "etc/fstab").write_text(f"{disk} / ext4 defaults,noatime 0 1\n")
     (tree / "etc/systemd/network/10-lan.network").write_text(NETWORK)
     (tree / "etc/resolv.conf").unlink(missing_ok=True)
     (tree / "etc/resolv.conf").write_text("nameserver 10.0.2.3\n")
@@ -92,7 +98,10 @@ def build(work: Path, suite: str) -> None:
     keys = tree / "root/.ssh"
     keys.mkdir(mode=0o700, exist_ok=True)
     shutil.copy(work / "key.pub", keys / "authorized_keys")
-    shutil.copy(next((tree / "boot").glob("vmlinuz-*")), work / f"vmlinuz-{suite}")
+    if kernel == "user-mode":
+        fresh_uml.prepare(tree, work / "uml")
+    else:
+        shutil.copy(next((tree / "boot").glob("vmlinuz-*")), work / f"vmlinuz-{suite}")
     partial = image.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with partial.open("wb") as stream:
@@ -120,7 +129,7 @@ class Machine:
         self.work, self.port = work, free_port()
         disk = work / "run.qcow2"
         disk.unlink(missing_ok=True)
-        quiet(["qemu-img", "create", "-q", "-f", "qcow2", "-b", work / f"{suite}.img", "-F", "raw", disk])
+        quiet(["qemu-img", "create", "-q", "-f", "qcow2", "-b", work / f"{suite}-emulated.img", "-F", "raw", disk])
         command = f"qemu-system-x86_64 -name fresh -machine q35 -accel {accelerator()} -cpu {CPU} -smp 2"
         command += f" -m {memory} -nodefaults -display none -monitor none -device nvme,drive=d0,serial=fresh"
         command += " -device virtio-rng-pci -device virtio-net-pci,netdev=n0 -no-reboot"
@@ -166,10 +175,25 @@ class Machine:
             self.process.wait(30)
 
 
-def boot(work: Path, suite: str, memory: str) -> Machine:
+class UserModeMachine(Machine):
+    """The same with a kernel that is a process."""
+
+    def __init__(self, work: Path, suite: str, memory: str) -> None:
+        self.work = work
+        image = work / f"{suite}-user-mode.img"
+        self.process, self.network, self.port = fresh_uml.launch(work, image, memory, work / "serial.log")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the guest's processes are processes here
+            self.process.wait(30)
+        self.network.stop()
+
+
+def boot(work: Path, suite: str, memory: str, kernel: str) -> Machine:
     for attempt in range(1, BOOTS + 1):
         say(f"booting (attempt {attempt} of {BOOTS})")
-        machine = Machine(work, suite, memory)
+        machine = (UserModeMachine if kernel == "user-mode" else Machine)(work, suite, memory)
         try:
             machine.wait()
         except Trouble as error:
@@ -194,6 +218,7 @@ def send_clone(machine: Machine) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="trixie", help="Debian suite (default: %(default)s)")
+    parser.add_argument("--kernel", choices=tuple(KERNELS), default="emulated", help="default: %(default)s")
     parser.add_argument("--memory", default="3500M", help="memory of the machine (default: %(default)s)")
     parser.add_argument(
         "--work", type=Path, default=REPOSITORY / ".cache/fresh-vm", help="folder (default: %(default)s)"
@@ -205,8 +230,8 @@ def main() -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     machine = None
     try:
-        build(arguments.work, arguments.suite)
-        machine = boot(arguments.work, arguments.suite, arguments.memory)
+        build(arguments.work, arguments.suite, arguments.kernel)
+        machine = boot(arguments.work, arguments.suite, arguments.memory, arguments.kernel)
         say(f"up; copying a clean clone, then: {' '.join(command)}")
         send_clone(machine)
         started = time.monotonic()

@@ -118,6 +118,7 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.organism.proxmox.plugins.module_utils import _gpucache_units
 from ansible_collections.organism.proxmox.plugins.module_utils import _ramlayer as ramlayer
 from ansible_collections.organism.proxmox.plugins.module_utils import _ramlayer_host as host
 from ansible_collections.organism.proxmox.plugins.module_utils import _ramlayer_metrics as metrics
@@ -205,7 +206,7 @@ def absent(module: AnsibleModule, root: Root) -> NoReturn:
             )
         if module.params["purge"]:
             units.purge(settings, root)
-        units.write_files(afterwards, root)
+        _gpucache_units.write_files(afterwards, root)
         metrics.withdraw(root, settings.text("TEXTFILE_COLLECTOR"), layer.name)
         units.remove_folders(earlier, path, root)
         earlier.forget()

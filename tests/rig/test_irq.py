@@ -59,7 +59,7 @@ def test_a_host_is_steered_held_and_restored(quiet: Rig, tmp_path: Path) -> None
     assert rig.must("cat /proc/irq/default_smp_affinity").strip() == "003"
     shown = rig.must("systemctl show irqbalance -p UnitFileState -p ActiveState")
     assert "UnitFileState=masked" in shown and "ActiveState=inactive" in shown
-    assert rig.must("sysctl -n net.core.netdev_budget_usecs").strip() == "6000"
+    assert rig.must("sysctl -n net.core.netdev_budget_usecs").strip() == "8000"
 
     again, _result = play(rig, tmp_path, "irq_affinity")
     assert again == 0
