@@ -118,8 +118,12 @@ def from_dict(raw: Any, where: str = PATH) -> CpuPlan:
         raise CpuPlanError(f"{where} is no CPU plan ({error!r}); remove it and run level 1 again") from error
 
 
+def _is_cpu(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _cpu_list.LIMIT
+
+
 def _cpus(raw: Any) -> tuple[int, ...]:
-    if not isinstance(raw, list) or not all(type(cpu) is int and 0 <= cpu < _cpu_list.LIMIT for cpu in raw):
+    if not isinstance(raw, list) or not all(_is_cpu(cpu) for cpu in raw):
         raise TypeError(f"not a list of CPU numbers: {raw!r}")
     return tuple(sorted(set(raw)))
 

@@ -98,7 +98,7 @@ class BootFiles:
 
 def kind(key: str) -> str:
     """sysctl, sysfs, unit, module, folder, restart or file."""
-    before, colon, _ = key.partition(":")
+    before, colon, _name = key.partition(":")
     if colon and before in ("unit", "module", "folder", "restart"):
         return before
     if key.startswith(f"{_sysctl.TOP}/"):

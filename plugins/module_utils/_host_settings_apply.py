@@ -127,7 +127,7 @@ class _Hand:
         changes = self.plan.changes
         boot = BootFiles.of(self.plan.wish)
         boot_files = (boot.sysctl, boot.tmpfiles, boot.modules)
-        unit_now = {key: before for key, (before, _) in changes.items() if kind(key) == "unit"}
+        unit_now = {key: before for key, (before, _after) in changes.items() if kind(key) == "unit"}
         aims = {key.removeprefix("unit:"): changes[key][1] for key in unit_now}
         calls = _unit_state.calls({key.removeprefix("unit:"): value for key, value in unit_now.items()}, aims)
         self._systemctl(calls.first)

@@ -82,7 +82,7 @@ class Limit:
             return f"its time limit of {timeout:g} s could never be granted ({self.rule('max_gpu_seconds')})"
         return ""
 
-    def bar(self, running: int, seconds: float) -> str:
+    def hindrance(self, running: int, seconds: float) -> str:
         """Why none of this user's jobs may start now; ``seconds``: sum of the time limits of the running ones."""
         if self.max_running is not None and running >= self.max_running:
             return f"the user has {running} running jobs ({self.rule('max_running')})"

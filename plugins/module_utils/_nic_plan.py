@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import _cpu_list
 from ._ethtool import COALESCE, OFFLOADS, Channels
@@ -31,7 +31,7 @@ FLOW_ENTRIES = 4096
 _PLAIN = {"", "mq", "fq", "fq_codel", "pfifo_fast", "pfifo", "bfifo"}
 
 Key = str
-Value = str | int | bool
+Value: TypeAlias = "str | int | bool"
 
 
 class NicPlanError(ValueError):

@@ -152,7 +152,7 @@ class Draft:
             return {path for part in parts for path in touched(part)}
         try:
             items = decode(
-                zip(self.store.parts(self.folder, spare.chain), (sha for _, sha in spare.chain), strict=True)
+                zip(self.store.parts(self.folder, spare.chain), (sha for _part, sha in spare.chain), strict=True)
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(f"the manifest of the spare generation is not whole: {error}") from error

@@ -80,7 +80,7 @@ def overruled(root: Root, file: str, values: Mapping[str, str]) -> list[Overrule
             if name.endswith(".conf") and name > ours:
                 read.setdefault(name, f"{folder}/{name}")
     last: dict[str, Overruled] = {}
-    for _, other in sorted(read.items()):
+    for _name, other in sorted(read.items()):
         for number, name, value in lines(root.read_or_none(other) or ""):
             try:
                 path = path_of(name)

@@ -25,8 +25,8 @@ attributes:
 options:
   zones:
     description:
-      - CPU lists by name of zone, for example V({host: "0,6", io: "1,7"}). Empty takes the zones of
-        C(/etc/organism/cpu_plan.json), and where there is none all CPUs as one zone V(all).
+      - CPU lists by name of zone, such as V(0,6) for C(host) and V(1,7) for C(io).
+      - Empty takes the zones of C(/etc/organism/cpu_plan.json), and where there are none all CPUs as one zone C(all).
     type: dict
     default: {}
   maintenance:

@@ -58,16 +58,16 @@ def test_a_refusal_names_the_rule(user: str, job: tuple[str, int, int, float], n
 
 def test_running_jobs_bar_by_number_and_by_their_time_limits() -> None:
     limits = _limits.parse(TEXT)
-    assert limits.of("carol").bar(1, 10**9) == ""
-    assert "defaults.max_running is 2" in limits.of("carol").bar(2, 0)
-    assert "groups.research.max_gpu_seconds" in limits.of("alice").bar(0, 7200)
-    assert limits.of("alice").bar(1000, 7199) == ""
+    assert limits.of("carol").hindrance(1, 10**9) == ""
+    assert "defaults.max_running is 2" in limits.of("carol").hindrance(2, 0)
+    assert "groups.research.max_gpu_seconds" in limits.of("alice").hindrance(0, 7200)
+    assert limits.of("alice").hindrance(1000, 7199) == ""
 
 
 def test_no_file_is_no_limit(tmp_path: Path) -> None:
     limit = _limits.load(Root(tmp_path)).of("anybody")
     assert limit.refusal("cmd", 100, 10**9, 1e9) == ""
-    assert limit.bar(10**6, 1e12) == ""
+    assert limit.hindrance(10**6, 1e12) == ""
 
 
 @pytest.mark.parametrize(

@@ -105,4 +105,4 @@ class Shares:
     def bar(self, name: str) -> str:
         """Why no job of the user may start now; empty when one may."""
         user = self._user(name)
-        return user.limit.bar(user.running, user.seconds)
+        return user.limit.hindrance(user.running, user.seconds)
