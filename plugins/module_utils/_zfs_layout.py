@@ -130,9 +130,9 @@ def canonical(name: str, value: Any) -> str:
 
 
 def same(name: str, wanted: str, value: str) -> bool:
-    """Does a shown value mean the wanted one? OpenZFS 2.3 shows xattr=on as sa, since it means that there."""
-    if name == "xattr" and wanted == "on":
-        return value in ("on", "sa")
+    """Does a shown value mean the wanted one? OpenZFS 2.3 shows xattr=sa as on, which means it there (earlier: dir)."""
+    if name == "xattr" and {wanted, value} <= {"on", "sa"}:
+        return True
     return canonical(name, value) == wanted if name in _ALIASES else value == wanted
 
 

@@ -247,8 +247,8 @@ def test_validate_proves_every_gpu_and_leaves_nothing(pool: Pool) -> None:
 
 
 def test_validate_fails_for_a_gpu_that_is_not_there(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_validation, "BEAT", 2.0)
-    done = pool.run("--gpus", "gpu0,gpu9", "--timeout", "2", user="olga", program="validate")
+    monkeypatch.setattr(_validation, "BEAT", 5.0)
+    done = pool.run("--gpus", "gpu0,gpu9", "--timeout", "15", user="olga", program="validate")
     assert done.code == 1
     failed = [line for line in done.out.splitlines() if line.startswith("FAIL")]
     assert any("gpu.heartbeat gpu9" in line for line in failed)

@@ -361,3 +361,10 @@ def test_values_in_the_form_that_zfs_shows() -> None:
 
 def test_no_result_is_called_skipped_since_ansible_would_skip_the_task(zfs: Zfs, run: Callable[..., Any]) -> None:
     assert "skipped" not in run(datasets=tree(("gone/a", {}))).result
+
+
+def test_sa_is_what_newer_zfs_calls_on() -> None:
+    assert layout.same("xattr", "sa", "on")
+    assert layout.same("xattr", "on", "sa")
+    assert not layout.same("xattr", "sa", "dir")
+    assert not layout.same("acltype", "posix", "on")
