@@ -367,4 +367,4 @@ def test_sa_is_what_newer_zfs_calls_on() -> None:
     assert layout.same("xattr", "sa", "on")
     assert layout.same("xattr", "on", "sa")
     assert not layout.same("xattr", "sa", "dir")
-    assert not layout.same("acltype", "posix", "on")
+    assert not layout.same("acltype", "posix", "off")
