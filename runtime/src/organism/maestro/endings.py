@@ -209,6 +209,8 @@ class Endings(Leading):
             self.ledger.drop(job.seq)
             self._gone(job)
             self.janitor.retire(job.seq, *job.records)
+            # whoever waits for this id must not wait for ever: what is known of it is the earlier job's end
+            self._let_go(job.task_id, stored[0].state if stored is not None else "dead")
             then("known")
         self._then_after(job)
 
