@@ -24,7 +24,9 @@ from ._root import Root
 from ._systemd import run_command
 
 SNAPSHOT = "ramlayer-"
-_COPY = ["rsync", "-aHAX", "--sparse", "--numeric-ids"]
+# modify-window -1: to the nanosecond. Else rsync takes times of one second for the same (rsync(1)): a directory keeps
+# the time of its last copied name, and a file changed within a second at its old size is linked to its old content.
+_COPY = ["rsync", "-aHAX", "--sparse", "--numeric-ids", "--modify-window=-1"]
 _PAUSES = 3
 
 

@@ -108,6 +108,21 @@ def test_the_archive_is_whole_shares_what_did_not_change_and_can_be_restored(
     assert not (machine.merged / "sub/old").exists()
 
 
+def test_the_archive_tells_times_within_one_second_apart(machine: Machine, second_disk: Path) -> None:
+    machine.module()
+    file = machine.merged / "count"
+    second = 1_700_000_000_000_000_000
+    for content, time in (("a", second + 1), ("b", second + 2)):
+        file.write_text(content, encoding="utf-8")
+        for name in (file, machine.merged):
+            os.utime(name, ns=(time, time))
+        machine.done("sync")
+        number = machine.done("archive")["number"]
+        copy = second_disk / f"ram-persist/generations/{number}/upper"
+        assert (copy / "count").read_text(encoding="utf-8") == content
+        assert copy.stat().st_mtime_ns == (copy / "count").stat().st_mtime_ns == time
+
+
 def test_an_archive_without_room_stays_as_it_was(machine: Machine, second_disk: Path) -> None:
     machine.settings["RAM_MB"] = 128
     machine.module()
