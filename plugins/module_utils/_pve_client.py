@@ -133,5 +133,5 @@ def _https(params: Mapping[str, Any], host: str | None) -> Pve:
     verify: bool | str = params.get("validate_certs", True)
     if verify and params.get("api_ca"):
         verify = str(params["api_ca"])
-    login = Login(user, token_id, secret if token_id else password or "")
+    login = Login(user, token_id or None, str(secret if token_id else password))
     return HttpsPve(host, int(params.get("api_port") or 8006), login, verify, float(params.get("timeout") or 60))
