@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole levels on the rig: playing the product's own playbooks, and looking at the host with everybody's tools."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from rig.driver import REPO, Rig
+
+LEVELS = "level1,level2,level3,level4"
+POOLS = {
+    "fast": "nvme-QEMU_NVMe_Ctrl_fast",
+    "scratch": "scsi-0QEMU_QEMU_HARDDISK_scratch",
+    "archive": "scsi-0QEMU_QEMU_HARDDISK_archive",
+}
+# What a tuned host differs in and a restored one must not: all of /etc and of the loader's folder, what the kernel
+# has, what systemd has, what the drivers have. Counters and clocks among the sysctl values are left out by name.
+_CLOCKWORK = (
+    "fs.dentry-state|fs.file-nr|fs.inode-nr|fs.inode-state|kernel.ns_last_pid|kernel.pty.nr|kernel.random|"
+    "kernel.spl.kmem|kernel.spl.hostid|net.netfilter.nf_conntrack_count|fs.quota|kernel.tainted|kernel.slabinfo"
+)
+_STATE = {
+    "files": """
+        find /etc /boot/grub /usr/local /opt -xdev -path /boot/grub/i386-pc -prune -o -printf '%p %y %m %u:%g %l\\n' |
+            sort
+        find /etc /usr/local /opt -type f -exec sha256sum {} + | sort -k 2
+        grep -v '^#' /boot/grub/grub.cfg | sha256sum""",
+    "sysctl": f"sysctl -a 2>&1 | grep -Ev '^({_CLOCKWORK})' | sort",
+    "units": "systemctl list-unit-files --no-legend | sort; systemctl --failed --no-legend --plain",
+    "active": "systemctl list-units --state=active --type=service,timer,swap --no-legend --plain | awk '{print $1}' | "
+    "grep -Ev '^(user@|session-|sshd@|user-runtime-dir@|apt-|e2scrub|man-db|dpkg-db|systemd-tmpfiles-clean)' | sort",
+    "kernel": """
+        cat /proc/cmdline | sed 's/BOOT_IMAGE=[^ ]* //'
+        cat /sys/devices/system/cpu/isolated
+        grep -H . /sys/kernel/mm/ksm/run /sys/kernel/mm/transparent_hugepage/* /proc/irq/default_smp_affinity
+        for irq in /proc/irq/[0-9]*; do
+            ls $irq | grep -vE 'affinity|node|spurious' | tr '\\n' ' '; cat $irq/smp_affinity_list; done | sort
+        grep -H . /sys/devices/system/cpu/cpu*/power/pm_qos_resume_latency_us
+        grep -H . /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor /sys/module/pcie_aspm/parameters/policy
+        grep -H . /sys/devices/system/cpu/cpufreq/boost
+        for queue in /sys/block/*/queue; do echo $queue $(cat $queue/scheduler $queue/read_ahead_kb); done
+        grep -H . /sys/module/zfs/parameters/zfs_arc_m* /proc/sys/vm/nr_hugepages""",
+    "network": """
+        grep -rH . /sys/class/net/*/queues/*/[rx]ps_* /sys/class/net/*/queues/rx-*/rps_flow_cnt 2>&1
+        for port in $(ls /sys/class/net | grep -v lo); do
+            echo $port; ethtool -l $port 2>&1; ethtool -c $port 2>&1; ethtool -k $port | grep -v fixed
+            tc -d qdisc show dev $port | sed 's/qdisc \\([a-z_]*\\) [0-9a-f]*:/qdisc \\1/; s/parent [0-9a-f]*:/parent /'
+        done""",
+    "datasets": "zfs get -H -o name,property,value,source all | grep -E '(local|received)$' | sort",
+    "swap": "swapon --show=NAME,SIZE,PRIO --noheadings --bytes",
+}
+Change = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """``changes``: what each task changed or foretold, by its name and place: its difference as text."""
+
+    changes: dict[Change, str]
+    tasks: dict[str, int]
+    said: str
+    failed: dict[str, str]
+
+
+def make_pools(rig: Rig) -> None:
+    for name, disk in POOLS.items():
+        rig.must(f"zpool list {name} >/dev/null 2>&1 || zpool create -f {name} /dev/disk/by-id/{disk}")
+
+
+def state(rig: Rig) -> dict[str, list[str]]:
+    """The host as others' tools see it, by subject."""
+    return {name: rig.ssh(script).stdout.splitlines() for name, script in _STATE.items()}
+
+
+def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Lines that came (+) or went (-), by subject; a subject without any is left out."""
+    found = {}
+    for name, lines in before.items():
+        gone, came = set(lines) - set(after[name]), set(after[name]) - set(lines)
+        if gone or came:
+            found[name] = sorted([f"- {line}" for line in gone] + [f"+ {line}" for line in came])
+    return found
+
+
+def play(rig: Rig, playbook: str, *words: str, fails: bool = False, **variables: Any) -> Ran:
+    """One of the product's playbooks, with what each of its tasks did."""
+    words = (*words, "--diff", "-e", json.dumps(variables))
+    kept = {name: os.environ.get(name) for name in ("ANSIBLE_STDOUT_CALLBACK", "ANSIBLE_COLLECTIONS_PATH")}
+    os.environ["ANSIBLE_STDOUT_CALLBACK"] = "ansible.posix.json"
+    os.environ["ANSIBLE_COLLECTIONS_PATH"] = str(rig.where.cache / "collections")
+    try:
+        done = rig.play(REPO / "playbooks" / playbook, *words, timeout=2400)
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    assert "{" in done.stdout, done.stdout + done.stderr
+    ran = _read(json.loads(done.stdout[done.stdout.index("{") :]), done.stdout)
+    assert (done.returncode != 0) is fails, ran.failed or done.stdout[-4000:] + done.stderr[-2000:]
+    return ran
+
+
+def _read(told: dict[str, Any], said: str) -> Ran:
+    changes: dict[Change, str] = {}
+    tasks: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for part in told["plays"]:
+        name = part["play"]["name"]
+        tasks[name] = tasks.get(name, 0) + len(part["tasks"])
+        for task in part["tasks"]:
+            for result in task["hosts"].values():
+                if result.get("changed"):
+                    place = f"{name}: {task['task']['name']}"
+                    number = sum(known == place for known, _at in changes)
+                    changes[place, str(number)] = json.dumps(result.get("diff"), sort_keys=True, indent=1)
+                if result.get("failed") or result.get("unreachable"):
+                    failed[f"{name}: {task['task']['name']}"] = str(result.get("msg", result))
+    return Ran(changes, tasks, said, failed)
+
+
+def cpus(text: str) -> set[int]:
+    """A kernel's CPU list ("0-1,4")."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        if part:
+            first, _dash, last = part.partition("-")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def zones(rig: Rig) -> dict[str, set[int]]:
+    """The plan as its file has it."""
+    plan = json.loads(rig.must("cat /etc/organism/cpu_plan.json"))
+    return {name: set(plan[name]) for name in ("host", "vcpu", "io")}
