@@ -13,8 +13,8 @@ class ModuleDocFragment:
 options:
   backend:
     description:
-      - How Proxmox VE is reached. V(local) calls C(pvesh) as root on the node that the module runs on; V(https) calls the
-        API of O(api_host) with a token or with a ticket.
+      - How Proxmox VE is reached. V(local) calls C(pvesh) as root on the node that the module runs on; V(https) calls
+        the API of O(api_host) with a token or with a ticket.
       - V(auto) is V(https) when O(api_host) is given, and V(local) otherwise.
       - Some keys of a VM belong to C(root@pam) alone, among them C(affinity), C(args), C(hookscript), C(hugepages) and
         C(hostpci) without a mapping. No API token may set them, not even one of C(root@pam) without privilege
@@ -44,8 +44,8 @@ options:
     type: str
   api_password:
     description:
-      - Password of the user, with which a ticket is fetched. Without it, the environment variable E(PROXMOX_PASSWORD) is
-        read.
+      - Password of the user, with which a ticket is fetched. Without it, the environment variable E(PROXMOX_PASSWORD)
+        is read.
     type: str
   api_ca:
     description: File with the authority that signed the API's certificate, as a copy of C(/etc/pve/pve-root-ca.pem).

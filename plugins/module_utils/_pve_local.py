@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Proxmox VE through ``pvesh`` on the node itself, as root: the only way but a ticket to set root@pam's own keys.
 
-``pvesh create`` of a method that starts a task runs the task in the foreground: the task's log comes on standard output
-before the UPID, and a task that fails makes pvesh fail. So a UPID that comes back has ended already, and `wait` only
-reads how.
+``pvesh create`` of a method that starts a task stays with the task: its log comes on standard output before the UPID,
+and pvesh ends with 0 even if the task failed (PVE::RESTEnvironment, fork_worker: the caller gets the UPID alone). So
+a UPID that comes back has ended already, and `wait` reads how.
 
 PRIVATE to the organism.proxmox collection.
 """
