@@ -80,6 +80,8 @@ SCHEMA = Schema(
             minimum=0),
         Key("JOB_ENV_PASS", "list", ["LANG", "TZ"], "Variables of the worker's environment that jobs inherit.",
             pattern=r"[A-Za-z_][A-Za-z0-9_]*"),
+        Key("TEXTFILE_COLLECTOR", "path", "/var/lib/prometheus/node-exporter",
+            "Where metrics for Prometheus are left, if the directory exists. Empty: nowhere.", optional=True),
         Key("LOG_MAX_MB", "integer", 64, "MiB of stdout and of stderr kept on disk for a job; more is dropped.",
             minimum=1),
         Key("KEEP_TASKS", "integer", 200, "Directories of finished jobs that are kept, the newest.", minimum=0),

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +92,21 @@ class Done:
 class Pool:
     """Bus, conductor ``a``, a worker for each of ``gpus``; users alice and bob, operator olga."""
 
-    def __init__(self, directory: Path, gpus: Sequence[str] = ("gpu0", "gpu1"), **conductor: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        gpus: Sequence[str] = ("gpu0", "gpu1"),
+        worker: Mapping[str, Any] | None = None,
+        **conductor: Any,
+    ) -> None:
+        """``worker`` and ``conductor``: settings of theirs."""
         members = [("conductor", "a"), ("submitter", "alice"), ("submitter", "bob"), ("operator", "olga")]
         self.directory = directory
         self.gpus = list(gpus)
         self.bus = BusServer(directory / "bus", [*members, *(("worker", gpu) for gpu in gpus)])
         self.conductor = ConductorProcess(directory / "maestro", self.bus, **conductor)
-        self.workers = {gpu: WorkerProcess(directory / f"worker-{gpu}", self.bus, gpu, **WORKER) for gpu in gpus}
+        settings = {**WORKER, **(worker or {})}
+        self.workers = {gpu: WorkerProcess(directory / f"worker-{gpu}", self.bus, gpu, **settings) for gpu in gpus}
 
     def start(self) -> Pool:
         self.bus.ready(self.gpus)

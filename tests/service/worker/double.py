@@ -198,6 +198,7 @@ class WorkerProcess:
             "HEARTBEAT_SEC": 0.3,
             "METRICS_SEC": 0.3,
             "KILL_GRACE_SEC": 0.5,
+            "TEXTFILE_COLLECTOR": "",
             **settings,
         }
         self.config = directory / "gpu-worker.conf"

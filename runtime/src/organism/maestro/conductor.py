@@ -222,6 +222,7 @@ class Conductor(Endings):
     def _dispatch(self, choice: Choice, raw: bytes) -> None:
         job, gpu, reason = choice
         attempt, incarnation, now = job.attempt + 1, gpu.incarnation, self.clock.now()
+        ready = max(job.submitted, job.not_before)
         order = _Dispatch(
             ts=stamp(now),
             task_id=job.task_id,
@@ -237,6 +238,8 @@ class Conductor(Endings):
 
         def done(result: Outcome) -> None:
             self._dispatched(choice, TaskRef(job.task_id, attempt), incarnation, now, result)
+            if isinstance(result, int):
+                self.tally.dispatched(job, ready, now, self.clock.now())
 
         self.queue.put(_bus.run_subject(gpu.id), messages.encode(order), f"run:{job.seq}:{attempt}", done)
 

@@ -18,13 +18,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from organism import exposition
 from organism._version import VERSION
 from organism.bus.connection import BusClient, connect
 from organism.bus.errors import BusError, Unavailable
 from organism.core import _bus, _limits, _maestro_settings, _policy
 from organism.core._maestro_settings import Loaded, SettingsError
 from organism.core._root import Root
-from organism.maestro import sdnotify, telemetry
+from organism.maestro import exporter, sdnotify, telemetry
 from organism.maestro.commit import Fenced
 from organism.maestro.conductor import Conductor
 from organism.maestro.site import Site
@@ -147,6 +148,8 @@ async def serve(site: Site) -> int:
     finally:
         stopping.cancel()
     status = _Status(site)
+    port = exporter.MetricsPort(settings.integer("METRICS_PORT"), status.metrics)
+    await port.open()
     watchdog = asyncio.create_task(status.run(), name="status")
     try:
         code = await _terms(nc, site, stop, status)
@@ -156,6 +159,7 @@ async def serve(site: Site) -> int:
     finally:
         sdnotify.notify("STOPPING=1")
         watchdog.cancel()
+        await port.close()
         await nc.close()
     return 1 if closed.is_set() else code
 
@@ -204,6 +208,9 @@ class _Status:
             lines = ["WATCHDOG=1"] if interval is not None else []
             sdnotify.notify(*lines, f"STATUS={self._text()}")
             await asyncio.sleep(min(interval or STATUS_EVERY, STATUS_EVERY))  # the rhythm is the purpose
+
+    def metrics(self) -> str:
+        return exposition.render(exporter.families(self.conductor, self.site))
 
     def _text(self) -> str:
         conductor = self.conductor

@@ -113,7 +113,8 @@ class Endings(Leading):
             job.busy = ""
             if isinstance(result, int):
                 self.ledger.retried(journal, result, now)
-                self.shares.stopped(job.seq, now)
+                self.tally.held(job, self.shares.stopped(job.seq, now))
+                self.tally.retries.counts[decision.err] += 1
                 self.feed.event(job.steps[-1])
                 self.scheduler.add(job, self.clock.now())
                 self.pump()
@@ -246,7 +247,7 @@ class Endings(Leading):
     def _gone(self, job: Job) -> None:
         """Nothing waits or counts any more for a job that has left the ledger."""
         self.dependencies.release(job)
-        self.shares.stopped(job.seq, self.clock.now())
+        self.tally.held(job, self.shares.stopped(job.seq, self.clock.now()))
         if self.shares.limit(job.user).rules:
             self.pump()  # its user may have been at a limit
 

@@ -26,6 +26,7 @@ from organism.maestro.scheduler import Scheduler
 from organism.maestro.shares import Shares
 from organism.maestro.site import Site
 from organism.maestro.takeover import Fences, Inheritance
+from organism.maestro.tally import Tally
 from organism.maestro.workers import Fleet
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Leading(ABC):
         self.watchers: dict[str, list[asyncio.Event]] = {}
         """Task id -> who waits for its result."""
         self.rules = site.rules
+        self.tally = Tally()
         self._paused_until = 0.0
         self._after: dict[int, list[Callable[[], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,5 +127,6 @@ class Leading(ABC):
     def complain(self, event: str, text: str, **more: Any) -> None:
         """Say on ``maestro.state`` and in the log what an operator should know."""
         log.warning("%s: %s", event, text)
+        self.tally.complaints.counts[event] += 1
         body = {"ts": self.clock.stamp(), "event": event, "reason": text, "shard": self.site.shard, **more}
         self.outbox.send(_bus.MAESTRO_STATE, msgspec.json.encode(body))

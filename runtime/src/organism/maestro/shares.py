@@ -74,11 +74,11 @@ class Shares:
         user.seconds += job.timeout
         user.starts += now
 
-    def stopped(self, seq: int, now: float) -> None:
-        """It has none any more; nothing happens when it had none."""
+    def stopped(self, seq: int, now: float) -> float | None:
+        """It has none any more; for how many seconds it had one, or None when it had none."""
         entry = self._running.pop(seq, None)
         if entry is None:
-            return
+            return None
         name, since, timeout = entry
         user = self._user(name)
         user.used = self._faded(user, now) + max(STARTED, now - since)
@@ -88,6 +88,7 @@ class Shares:
         user.starts -= since
         if not user.running:
             user.seconds = user.starts = 0.0  # no rest of many additions
+        return now - since
 
     def _faded(self, user: _User, now: float) -> float:
         if not user.used or not self.half_life:

@@ -29,6 +29,7 @@ from organism.core._worker_settings import CONFIG, check_cpuset, load_settings
 from organism.worker.cache_use import CacheUse
 from organism.worker.devices import open_device
 from organism.worker.devices.base import DeviceError
+from organism.worker.exporter import Exporter
 from organism.worker.handlers import load_handlers
 from organism.worker.launch import Launcher, LaunchError
 from organism.worker.notify import Notifier
@@ -180,7 +181,8 @@ async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) ->
             )
             orders = PullConsumer(bus, _bus.STREAM_WQ, _bus.run_consumer(gpu))
             use = CacheUse(root.path(settings.text("RAM_ROOT")), gpu)
-            worker = Worker(bus, orders, state, runner, pace, use)
+            exporter = Exporter(root, settings.text("TEXTFILE_COLLECTOR"), state)
+            worker = Worker(bus, orders, state, runner, pace, use, exporter)
             await worker.prepare()
             await bus.listen(_bus.control_subject(gpu), worker.control)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -188,6 +190,7 @@ async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) ->
             notifier.send(f"READY=1\nSTATUS=serving {state.device.model or state.device.backend} as {gpu}")
             await _until_over(worker, lost)
             notifier.send("STOPPING=1")
+            exporter.withdraw()
         finally:
             await bus.close()
     finally:

@@ -45,6 +45,8 @@ class Heart:
         self._on_revoked = on_revoked
         self._clock = clock
         self._beating = asyncio.Lock()
+        self.answered: float | None = None
+        """Unix time of the last answer that took this worker."""
         self._nudge = asyncio.Event()
         self._silence = Complaint("no conductor answers heartbeats")
         self._rejection = Complaint("the conductor rejects this worker")
@@ -101,6 +103,7 @@ class Heart:
         self._rejection.over()
         self._state.draining = reply.drain
         self._lease.renew(sent, reply.lease_s)
+        self.answered = time.time()
         return True
 
     async def ensure_fresh(self) -> None:

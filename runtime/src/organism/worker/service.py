@@ -20,9 +20,11 @@ from organism.bus import messages
 from organism.bus.errors import BusError, ConsumerGone
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.core import _bus
+from organism.core._root import Root
 from organism.worker.bus import Bus, Complaint
 from organism.worker.cache_use import CacheUse
 from organism.worker.control import Controller
+from organism.worker.exporter import Exporter
 from organism.worker.heart import Heart
 from organism.worker.lease import Lease
 from organism.worker.reporter import Reporter
@@ -76,13 +78,21 @@ class Pace:
 
 class Worker:
     def __init__(
-        self, bus: Bus, orders: Orders, state: WorkerState, runner: Runner, pace: Pace, cache: CacheUse | None = None
+        self,
+        bus: Bus,
+        orders: Orders,
+        state: WorkerState,
+        runner: Runner,
+        pace: Pace,
+        cache: CacheUse | None = None,
+        exporter: Exporter | None = None,
     ) -> None:
         self.state = state
         self.lease = Lease()
         self.heart = Heart(bus, state, self.lease, pace.heartbeat, on_reset=self._reset, on_revoked=self._revoke)
         self.reporter = Reporter(bus)
         self.cache = cache or CacheUse(None, state.gpu)
+        self.exporter = exporter or Exporter(Root(), "", state)
         self.controller = Controller(state, runner.store, self.cache)
         self.stopping = asyncio.Event()
         self._bus = bus
@@ -271,7 +281,7 @@ class Worker:
     async def _run(self, order: RunOrder, ref: TaskRef) -> Report | None:
         if self.stopping.is_set():
             return self._runner.report(order, error="shutdown", message=NOT_BEGUN)
-        stop = Stop()
+        stop, begun = Stop(), time.monotonic()
         self.state.running[ref] = stop
         try:
             report = await self._runner.run(order, stop, self.heart.nudge)
@@ -283,6 +293,7 @@ class Worker:
             # in one step: a heartbeat in between must find it in one of the two
             del self.state.running[ref]
             self.state.unreported.add(ref)
+        self.exporter.ended(None if stop.why == "discard" else report, time.monotonic() - begun)
         if report is None or stop.why == "discard":
             self.state.unreported.discard(ref)
             return None
@@ -370,10 +381,13 @@ class Worker:
             try:
                 # in a thread: the sensors of a hung card may block, and heartbeats must go on
                 readings = await asyncio.to_thread(self._runner.device.readings)
-                await self._bus.say(_bus.metrics_subject(self.state.gpu), messages.encode(self.state.metrics(readings)))
+                metrics = self.state.metrics(readings)
+                await asyncio.to_thread(self.exporter.write, metrics, self.heart.answered)
+                await self._bus.say(_bus.metrics_subject(self.state.gpu), messages.encode(metrics))
                 self._no_metrics.over()
             except (OSError, RuntimeError, BusError) as error:
                 self._no_metrics.note(error)
+                await asyncio.to_thread(self.exporter.write, None, self.heart.answered)
             await asyncio.sleep(self._pace.metrics)
 
     async def _clean(self) -> None:
