@@ -28,7 +28,8 @@ class Unavailable(Exception):
 class Disk:
     """An image of its own, mounted at ``place``."""
 
-    def __init__(self, folder: Path, kind: str = "ext4") -> None:
+    def __init__(self, folder: Path, kind: str = "ext4", *, size: int | None = None) -> None:
+        """``size`` in MiB."""
         self.kind = kind
         # what reached the device is what the image holds: it need not outlive this machine
         self.device = folder / f"{kind}-device"
@@ -38,8 +39,8 @@ class Disk:
         self.place = folder / f"{kind}-disk"
         self.place.mkdir()
         with self.image.open("wb") as stream:
-            stream.truncate(SIZE[kind] * 1024 * 1024)
-        make = {"ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+            stream.truncate((size or SIZE[kind]) * 1024 * 1024)
+        make = {"ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
                 "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"]}[kind]  # fmt: skip
         self._run([*make, str(self.image)])
         self.mount()
@@ -74,11 +75,19 @@ class Disk:
 
     def cut_power(self, how: int) -> None:
         """Lose what is not written, then come up again: the journal is replayed by the mount."""
+        self.lose(how)
+        self.come_back()
+
+    def lose(self, how: int) -> None:
+        """Forget what is not written. Whoever has files open gets errors from now on."""
         descriptor = os.open(self.place, os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", how))
         finally:
             os.close(descriptor)
+
+    def come_back(self) -> None:
+        """After :meth:`lose`, when nobody has a file open any more."""
         self.unmount()
         self.mount()
         try:

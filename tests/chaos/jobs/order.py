@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Was the queue served in its order? Judged on first attempts of jobs that any GPU could have taken at any time.
+
+A job's turn is decided before it is stored, and a conductor that dies may leave later decisions stored and an earlier
+one not. So decisions count in the order in which one term made them; what a term decided and did not store, it may have
+decided first, unless it demonstrably went on to decide about jobs of lower rank later than that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chaos.jobs.history import History, Order
+from chaos.jobs.plan import Job, Plan
+
+_NAMED = re.compile(r"^(\S+) would be first")
+
+
+@dataclass(frozen=True)
+class _Turn:
+    job: Job
+    order: Order
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Smaller goes first."""
+        return (-self.job.priority, self.order.enq_seq)
+
+
+def inversions(history: History, plan: Plan) -> Iterator[str]:
+    """Jobs that went before one that had been there when they came, was of higher rank, and could have run."""
+    turns: dict[int, list[_Turn]] = defaultdict(list)
+    first: dict[str, Order] = {}
+    for order in history.orders:
+        job = plan.jobs.get(order.task_id)
+        if job is not None and job.plain and order.attempt == 1:
+            first[order.task_id] = order
+            if job.kind != "cancelled":
+                turns[order.term].append(_Turn(job, order))
+    for term, taken in turns.items():
+        later = [turn for other, turns_ in turns.items() if other > term for turn in turns_]
+        yield from _within(taken, plan.options.strict)
+        yield from _left_over(taken, later, strict=plan.options.strict)
+    if not plan.options.strict:
+        yield from _bad_reasons(history, plan, first)
+    else:
+        for order in history.orders:
+            if order.reason:
+                yield f"{order.task_id} gives a reason for its turn, where the order is strict: {order.reason}"
+
+
+def _within(taken: list[_Turn], strict: bool) -> Iterator[str]:
+    """Of one term: submissions are read in their order, so whoever came before one that had its turn was there."""
+    made = sorted(taken, key=lambda turn: (turn.order.at, turn.order.seq))
+    known = 0
+    for position, turn in enumerate(made):
+        known = max(known, turn.order.enq_seq)
+        ahead = [
+            other
+            for other in made[position + 1 :]
+            if other.rank < turn.rank and other.order.enq_seq < known and other.order.at > turn.order.at
+        ]
+        if ahead and (strict or not turn.order.reason):
+            best = min(ahead, key=lambda other: other.rank)
+            yield (
+                f"{turn.job.task_id} (priority {turn.job.priority}, {turn.order.enq_seq}) went before "
+                f"{best.job.task_id} (priority {best.job.priority}, {best.order.enq_seq}) in term {turn.order.term}"
+            )
+
+
+def _left_over(taken: list[_Turn], later: list[_Turn], *, strict: bool) -> Iterator[str]:
+    """Of two terms: a job that the earlier one passed over twice, at different times, was not in its last group."""
+    for other in later:
+        passed = [
+            turn
+            for turn in taken
+            if other.rank < turn.rank and other.order.enq_seq < turn.order.enq_seq and (strict or not turn.order.reason)
+        ]
+        times = sorted({turn.order.at for turn in passed})
+        if times and times[-1] - times[0] > IN_FLIGHT:
+            turn = passed[0]
+            yield (
+                f"{turn.job.task_id} went before {other.job.task_id} in term {turn.order.term}, which decided about"
+                f" others for {times[-1] - times[0]:.1f} s more and left that one to term {other.order.term}"
+            )
+
+
+IN_FLIGHT = 15.0
+"""Seconds that a decision may take to be stored, or to be known as not stored, while the server is away."""
+
+
+def _bad_reasons(history: History, plan: Plan, first: dict[str, Order]) -> Iterator[str]:
+    """A reason names a job of higher rank that had been there and had not run yet."""
+    for order in history.orders:
+        if not order.reason:
+            continue
+        named = _NAMED.match(order.reason)
+        mine = plan.jobs.get(order.task_id)
+        if named is None or mine is None:
+            yield f"{order.task_id}: its reason names no job: {order.reason}"
+            continue
+        other = plan.jobs.get(named[1])
+        if other is None:
+            yield f"{order.task_id}: its reason names {named[1]}, which is no job"
+            continue
+        if other.priority < mine.priority:
+            yield f"{order.task_id}: its reason names {named[1]}, whose priority is lower"
+        turn = first.get(named[1])
+        if turn is not None and other.plain and turn.at < order.at and not _again(history, named[1], order):
+            yield f"{order.task_id}: its reason names {named[1]}, which had been started before"
+
+
+def _again(history: History, task_id: str, before: Order) -> bool:
+    """It was waiting for a further attempt."""
+    return any(order.task_id == task_id and order.attempt > 1 and order.at >= before.at for order in history.orders)
