@@ -7,6 +7,7 @@ PRIVATE to the organism.proxmox collection.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 
@@ -21,7 +22,9 @@ DROPIN_OF_GPU = "/etc/systemd/system/gpu-worker@{gpu}.service.d/50-cpuset.conf"
 GPU_MAP = "/etc/organism/gpus.json"
 
 _CPULIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-_SIZE = r"\d+[KMGT]?|infinity"
+_SPEED = r"\d+[KMGT]?"
+_SIZE = r"\d+[KMGT]?|\d{1,2}%|infinity"
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
 def _consistent(settings: Settings) -> Iterable[str]:
@@ -64,20 +67,41 @@ SCHEMA = Schema(
         Key("LAUNCHER", "choice", "auto",
             "How jobs are contained: `systemd` (a transient unit each), `process` (a process tree, no sandbox), "
             "or `auto` (systemd where it runs and the worker is root).", choices=("auto", "systemd", "process")),
-        Key("JOB_USER", "text", "organism-job",
-            "Unprivileged user that jobs run as when the worker is root; empty: the worker's own.",
-            pattern=r"[a-z_][a-z0-9_-]{0,31}", optional=True),
+        Key("JOB_USER", "text", "organism-job-%i",
+            "Unprivileged user that jobs run as when the worker is root; empty: the worker's own. %i is the GPU's id: "
+            "jobs of one user could end each other, and reach each other's files.",
+            pattern=r"[a-z_][a-z0-9_-]{0,31}|[a-z_][a-z0-9_-]{0,22}%i", optional=True),
         Key("JOB_CACHE", "choice", "write", "May jobs write into the GPU's cache outside their own directory?",
             choices=("read", "write")),
         Key("JOB_DISK_ABOVE_PERCENT", "number", 85,
             "A new job gets its directory on disk (BASE_ROOT/<GPU id>/jobs) when its GPU's cache is fuller than this.",
             minimum=1, maximum=100),
         Key("JOB_NETWORK", "boolean", False, "May jobs use the network? (launcher systemd)"),
-        Key("JOB_MEMORY_MAX", "text", "", "Memory limit of a job, such as 8G; empty: none. (launcher systemd)",
-            pattern=_SIZE, optional=True),
+        Key("JOB_MEMORY_MAX", "text", "80%",
+            "Memory limit of a job, what it writes into RAM included, such as 8G or 50%; empty: none. "
+            "(launcher systemd)", pattern=_SIZE, optional=True),
         Key("JOB_TASKS_MAX", "integer", 4096, "Processes and threads a job may have. (launcher systemd)", minimum=1),
         Key("JOB_CPU_PERCENT", "integer", 0, "CPU limit of a job, 100 is one CPU; 0: none. (launcher systemd)",
             minimum=0),
+        Key("JOB_CPU_WEIGHT", "integer", 50,
+            "Share of a job of contended CPUs, services have 100; 0: the same. (launcher systemd)",
+            minimum=0, maximum=10000),
+        Key("JOB_IO_WEIGHT", "integer", 50,
+            "Share of a job of contended disks, services have 100; 0: the same. (launcher systemd)",
+            minimum=0, maximum=10000),
+        Key("JOB_IO_READ_MAX", "text", "",
+            "Bytes a second that a job reads from a disk at most, such as 500M; empty: no limit. No effect on ZFS. "
+            "(launcher systemd)", pattern=_SPEED, optional=True),
+        Key("JOB_IO_WRITE_MAX", "text", "", "The same for writing. (launcher systemd)", pattern=_SPEED, optional=True),
+        Key("JOB_TMP_MAX", "text", "25%",
+            "Size of a job's own /tmp, /var/tmp and /dev/shm each: RAM, part of JOB_MEMORY_MAX. (launcher systemd)",
+            pattern=r"\d+[KMGT]?|\d{1,2}%"),
+        Key("JOB_DISK_MAX_MB", "integer", 0,
+            "MiB that a job may write into its own directory and its GPU's cache; 0: no limit but the next.",
+            minimum=0),
+        Key("JOB_DISK_FREE_PERCENT", "number", 5,
+            "A job that has taken more than this of the disk or cache that it writes to ends when less than this is "
+            "free; 0: never.", minimum=0, maximum=50),
         Key("JOB_ENV_PASS", "list", ["LANG", "TZ"], "Variables of the worker's environment that jobs inherit.",
             pattern=r"[A-Za-z_][A-Za-z0-9_]*"),
         Key("TEXTFILE_COLLECTOR", "path", "/var/lib/prometheus/node-exporter",
@@ -105,6 +129,15 @@ def parse_cpulist(text: str) -> list[int]:
     return sorted(cpus)
 
 
+def job_user(pattern: str, gpu: str) -> str:
+    """The user of a GPU's jobs: ``%i`` in the pattern is the id, or its digest where no user can have such a name
+    (useradd(8): lower case, at most 32 characters)."""
+    name = pattern.replace("%i", gpu)
+    if _USER.fullmatch(name):
+        return name
+    return pattern.replace("%i", hashlib.sha256(gpu.encode()).hexdigest()[:8])
+
+
 def check_cpuset(text: str, root: Root) -> list[int]:
     """The CPUs of a cpuset, all of which this machine has online.
 
@@ -126,8 +159,9 @@ def check_cpuset(text: str, root: Root) -> list[int]:
 def load_settings(root: Root, gpu: str, config: str = CONFIG) -> Settings:
     """The settings of one GPU's worker: defaults, the common file, then the GPU's own file; absent files are fine.
 
-    ``%i`` in NKEY_FILE and WORK_ROOT becomes the id, and an empty WORK_ROOT becomes ``MERGE_ROOT/<id>``. Raises
-    SettingsError with file and line, ValueError for an id that cannot be one, OSError for a file that cannot be read.
+    ``%i`` in NKEY_FILE, JOB_USER and WORK_ROOT becomes the id, and an empty WORK_ROOT becomes ``MERGE_ROOT/<id>``.
+    Raises SettingsError with file and line, ValueError for an id that cannot be one, OSError for a file that cannot be
+    read.
     """
     if not is_identifier(gpu):
         raise ValueError(f"GPU id {gpu!r} must match {IDENTIFIER.pattern}")
@@ -142,6 +176,7 @@ def load_settings(root: Root, gpu: str, config: str = CONFIG) -> Settings:
     values["GPU_ID"] = gpu
     values["WORK_ROOT"] = str(values["WORK_ROOT"] or f"{values['MERGE_ROOT']}/%i").replace("%i", gpu)
     values["NKEY_FILE"] = str(values["NKEY_FILE"]).replace("%i", gpu)
+    values["JOB_USER"] = job_user(str(values["JOB_USER"]), gpu)
     return SCHEMA.coerce(values, config)
 
 

@@ -15,8 +15,8 @@ from organism.bus.messages import JobSpec, RunOrder, TaskRef
 from organism.core._ramlayer_spill import lock_files
 from organism.worker import store as stores
 from organism.worker.cache_use import CacheBusyError, CacheUse
+from organism.worker.sandbox import SystemdLimits, properties
 from organism.worker.store import Disk, Owner, Taken, TaskStore
-from organism.worker.systemd import SystemdLimits, properties
 
 from .test_systemd import LAUNCH
 

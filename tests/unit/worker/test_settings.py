@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from organism.core._keyvalue import SettingsError
 from organism.core._root import Root
-from organism.core._worker_settings import SCHEMA, check_cpuset, load_settings, parse_cpulist
+from organism.core._worker_settings import SCHEMA, check_cpuset, job_user, load_settings, parse_cpulist
 
 
 def write(top: Path, path: str, text: str) -> None:
@@ -33,6 +34,8 @@ def test_the_documented_defaults_hold_without_any_file(tmp_path: Path) -> None:
         "GPU_WORKER_CPUSET": "",
         "WORK_ROOT": "/srv/gpucache/gpu3",
         "NKEY_FILE": "/etc/organism/keys/worker-gpu3.nk",
+        "JOB_USER": "organism-job-gpu3",
+        "JOB_MEMORY_MAX": "80%",
     }
     assert {name: settings[name] for name in documented} == documented
 
@@ -62,6 +65,16 @@ def test_a_file_for_another_gpu_and_a_bad_id_are_refused(tmp_path: Path) -> None
         load_settings(Root(tmp_path), "gpu0")
     with pytest.raises(ValueError, match=r"must match"):
         load_settings(Root(tmp_path), "gpu.0")
+
+
+def test_each_gpu_has_a_user_of_its_own_whatever_its_id(tmp_path: Path) -> None:
+    ids = ["gpu0", "gpu1", "GPU0", "rack-7_host-12-gpu-with-a-long-name", "g" * 64]
+    users = [str(load_settings(Root(tmp_path), gpu)["JOB_USER"]) for gpu in ids]
+    assert len(set(users)) == len(ids)
+    assert users[:2] == ["organism-job-gpu0", "organism-job-gpu1"]
+    for user in users:
+        assert re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user)
+    assert job_user("someone", "gpu0") == "someone"
 
 
 def test_cpu_lists() -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import pytest
 
 from organism.worker.launch import Launch
 from organism.worker.process import JobUser
+from organism.worker.sandbox import SystemdLimits, properties
 from organism.worker.systemd import (
-    SystemdLimits,
     command_line,
     find_program,
+    on_disks,
     own_unit,
-    properties,
     read_ending,
+    shown_status,
     unit_name,
 )
 
@@ -46,36 +49,107 @@ def of(
     )  # fmt: skip
 
 
-def test_a_job_sees_its_own_gpu_its_own_directory_and_nothing_to_climb() -> None:
-    found = of()
-    for wanted in (
+def test_the_whole_list_of_a_job_of_one_gpu() -> None:
+    """Nothing goes missing unnoticed: what each line is for is said where it is set."""
+    tmpfs = "rw,mode=1777,nosuid,nodev,size=1G"
+    assert of(SystemdLimits(memory_max="8G", cpu_weight=50, io_weight=50, tmp_max="1G")) == [
         "BindsTo=gpu-worker@gpu0.service",
+        "After=gpu-worker@gpu0.service",
+        "KillMode=control-group",
+        "SendSIGKILL=yes",
+        "OOMPolicy=kill",
+        "TimeoutStopSec=5",
+        "RuntimeMaxSec=75",
+        'ExecStopPost=+:/bin/sh -c \'echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$1"\' status '
+        '"/srv/gpucache/gpu0/tasks/job/1/end/status"',
         "User=organism-job",
         "SupplementaryGroups=render",
-        "DevicePolicy=closed",
-        "DeviceAllow=/dev/dri/renderD128 rw",
-        "DeviceAllow=/dev/kfd rw",
+        "UMask=0022",
+        "KeyringMode=private",
+        "PrivateIPC=yes",
+        "RemoveIPC=yes",
+        "ProtectProc=invisible",
+        "OOMScoreAdjust=500",
+        "LimitCORE=0",
+        "TasksMax=4096",
+        "MemoryMax=8G",
+        "MemorySwapMax=0",
+        "CPUWeight=50",
+        "IOWeight=50",
         "ProtectSystem=strict",
+        "ProtectHome=yes",
+        f"TemporaryFileSystem=/tmp:{tmpfs}",
+        f"TemporaryFileSystem=/var/tmp:{tmpfs}",
+        f"TemporaryFileSystem=/dev/shm:{tmpfs}",
         "InaccessiblePaths=-/etc/organism/keys",
+        "InaccessiblePaths=-/var/lib/nats",
+        "InaccessiblePaths=-/run/dbus",
+        "InaccessiblePaths=-/run/systemd/private",
         "TemporaryFileSystem=/srv/gpucache:ro",
         "BindPaths=/srv/gpucache/gpu0",
         "TemporaryFileSystem=/srv/gpucache/gpu0/tasks:ro",
         f"BindPaths={WORK}",
+        f"BindPaths={STATUS.parent}",
         "NoNewPrivileges=yes",
         "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "RestrictSUIDSGID=yes",
+        "RestrictNamespaces=yes",
+        "RestrictRealtime=yes",
+        "LockPersonality=yes",
+        "ProtectKernelTunables=yes",
+        "ProtectKernelModules=yes",
+        "ProtectKernelLogs=yes",
+        "ProtectControlGroups=yes",
+        "ProtectClock=yes",
+        "ProtectHostname=yes",
+        "SystemCallArchitectures=native",
+        "SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap",
+        "SystemCallErrorNumber=EPERM",
+        "DevicePolicy=closed",
+        "DeviceAllow=/dev/dri/renderD128 rw",
+        "DeviceAllow=/dev/kfd rw",
         "PrivateNetwork=yes",
         "IPAddressDeny=any",
-        "KillMode=control-group",
-        "RuntimeMaxSec=75",
-    ):
-        assert wanted in found
-    assert not [entry for entry in found if entry.startswith(("MemoryMax", "CPUQuota", "PrivateDevices"))]
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    ]
 
 
 def test_limits_are_passed_on_only_where_a_site_sets_them() -> None:
+    bare = of()
+    limited = ("MemoryMax", "MemorySwap", "CPUQuota", "CPUWeight", "IO", "CPUAffinity", "AllowedCPUs")
+    assert [entry for entry in bare if entry.startswith(limited)] == []
     found = of(SystemdLimits(memory_max="8G", cpu_percent=150, network=True, cpuset="1-3", cache_writable=False))
-    assert {"MemoryMax=8G", "CPUQuota=150%", "CPUAffinity=1-3", "BindReadOnlyPaths=/srv/gpucache/gpu0"} <= set(found)
+    assert {
+        "MemoryMax=8G",
+        "MemorySwapMax=0",
+        "CPUQuota=150%",
+        "CPUAffinity=1-3",
+        "AllowedCPUs=1-3",
+        "BindReadOnlyPaths=/srv/gpucache/gpu0",
+    } <= set(found)
     assert not [entry for entry in found if "Network" in entry or "IPAddress" in entry]
+
+
+def test_each_disk_gets_the_limits_of_speed() -> None:
+    limits = SystemdLimits(io_read_max="500M", io_write_max="200M")
+    found = properties(
+        LAUNCH, limits, user=USER, groups=[], bind_to="", status=STATUS, disks=(Path("/"), Path("/data/gpucache"))
+    )
+    assert [entry for entry in found if entry.startswith("IO")] == [
+        "IOReadBandwidthMax=/ 500M",
+        "IOReadBandwidthMax=/data/gpucache 500M",
+        "IOWriteBandwidthMax=/ 200M",
+        "IOWriteBandwidthMax=/data/gpucache 200M",
+    ]
+
+
+def test_a_file_system_in_memory_has_no_disk_and_two_paths_of_one_disk_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = {"/ram": os.makedev(0, 40), "/disk": os.makedev(259, 1), "/disk/a": os.makedev(259, 1)}
+    monkeypatch.setattr(Path, "stat", lambda path: os.stat_result((0, 0, devices[str(path)], 0, 0, 0, 0, 0, 0, 0)))
+    assert on_disks([Path("/ram"), Path("/disk"), Path("/disk/a")]) == (Path("/disk"),)
 
 
 def test_a_job_without_device_nodes_gets_none_at_all() -> None:
@@ -90,11 +164,35 @@ def test_a_worker_that_runs_by_hand_binds_to_nothing() -> None:
 
 def test_arguments_reach_the_program_as_they_are() -> None:
     line = command_line(LAUNCH, "/bin/echo", ["User=x"])
-    assert line[:6] == ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"]
+    assert line[:5] == ["systemd-run", "--quiet", "--pipe", "--wait", "--service-type=exec"]
     # systemd turns $$ back into $
-    assert line[line.index("--") :] == ["--", "/bin/echo", "$$HOME", "a b", "--", "%n"]
-    assert "--setenv=A=$x y" in line
+    assert line[line.index("--") :] == [
+        "--", "/usr/bin/env", "-i", "--", "A=$$x y", "/bin/echo", "$$HOME", "a b", "--", "%n",
+    ]  # fmt: skip
     assert f"--working-directory={WORK}/sub" in line
+
+
+def test_a_jobs_environment_is_never_that_of_what_the_unit_runs_as_root() -> None:
+    launch = replace(LAUNCH, env={"LD_PRELOAD": "/srv/gpucache/gpu0/mine.so"})
+    line = command_line(launch, "/bin/echo", of(launch=launch))
+    assert not [word for word in line[: line.index("--")] if "LD_PRELOAD" in word or word.startswith("--setenv")]
+    assert any("ExecStopPost=+" in word for word in line)  # which is why
+
+
+def test_a_program_with_an_equals_sign_is_no_variable() -> None:
+    job = command_line(LAUNCH, "/opt/a=b/tool", [])
+    assert job[job.index("A=$$x y") + 1 :] == [
+        "/bin/sh", "-c", 'exec "$$0" "$$@"', "/opt/a=b/tool", "$$HOME", "a b", "--", "%n",
+    ]  # fmt: skip
+    # and what the shell makes of it
+    script = job[job.index("-c") + 1].replace("$$", "$")
+    done = subprocess.run(
+        ["/usr/bin/env", "-i", "--", "A=1", "/bin/sh", "-c", script, "/bin/echo", "$HOME", "a b"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "$HOME a b\n"
 
 
 def test_the_longest_ids_make_a_name_that_systemd_takes() -> None:
@@ -139,6 +237,22 @@ def test_endings(status: str | None, code: int, returncode: int | None, told: st
     assert ending.returncode == returncode
     assert ending.message.startswith(told)
     assert bool(ending.message) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("shown", "status"),
+    [
+        ("Result=oom-kill\nExecMainCode=2\nExecMainStatus=9\n", "oom-kill killed 9"),
+        ("Result=exit-code\nExecMainCode=1\nExecMainStatus=3\n", "exit-code exited 3"),
+        ("Result=core-dump\nExecMainCode=3\nExecMainStatus=11\n", "core-dump dumped 11"),
+        ("Result=resources\nExecMainCode=0\nExecMainStatus=0\n", None),
+        ("", None),
+    ],
+)
+def test_a_unit_that_could_not_write_down_its_end_is_asked(shown: str, status: str | None) -> None:
+    assert shown_status(shown) == status
+    if status is not None:
+        assert read_ending(status, 1, "x").returncode in (-9, 3, -11)
 
 
 def test_the_workers_own_unit_is_read_from_its_control_group() -> None:

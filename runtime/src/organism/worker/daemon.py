@@ -35,10 +35,11 @@ from organism.worker.launch import Launcher, LaunchError
 from organism.worker.notify import Notifier
 from organism.worker.process import JobUser, ProcessLauncher, find_user
 from organism.worker.runner import Runner, RunSettings
+from organism.worker.sandbox import HIDDEN, SystemdLimits
 from organism.worker.service import Pace, Worker
 from organism.worker.state import WorkerState
 from organism.worker.store import Disk, Owner, TaskStore
-from organism.worker.systemd import SystemdLauncher, SystemdLimits
+from organism.worker.systemd import SystemdLauncher
 
 log = logging.getLogger("organism.worker")
 
@@ -95,12 +96,18 @@ def choose_launcher(settings: Settings, gpu: str, user: JobUser | None) -> Launc
         memory_max=settings.text("JOB_MEMORY_MAX"),
         tasks_max=settings.integer("JOB_TASKS_MAX"),
         cpu_percent=settings.integer("JOB_CPU_PERCENT"),
+        cpu_weight=settings.integer("JOB_CPU_WEIGHT"),
+        io_weight=settings.integer("JOB_IO_WEIGHT"),
+        io_read_max=settings.text("JOB_IO_READ_MAX"),
+        io_write_max=settings.text("JOB_IO_WRITE_MAX"),
+        tmp_max=settings.text("JOB_TMP_MAX"),
         network=settings.flag("JOB_NETWORK"),
         cpuset=settings.text("GPU_WORKER_CPUSET"),
         cache_writable=settings.text("JOB_CACHE") == "write",
         kill_grace=settings.number("KILL_GRACE_SEC"),
     )
-    return SystemdLauncher(gpu, user, limits)
+    keys = settings.text("NKEY_FILE")
+    return SystemdLauncher(gpu, user, limits, (*HIDDEN, keys) if keys else HIDDEN)
 
 
 def prepare_cache(cache: Path, settings: Settings, user: JobUser | None) -> None:

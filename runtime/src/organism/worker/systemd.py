@@ -13,20 +13,22 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from organism.worker.launch import Ending, Launch, LaunchError
 from organism.worker.process import JobUser
+from organism.worker.sandbox import HIDDEN, SystemdLimits, properties
 
 log = logging.getLogger(__name__)
 
 PREFIX = "organism-job"
-KEYS = "/etc/organism/keys"
 _NODE_GROUPS = ("render", "video")
 # what execve and its preparation answer in systemd's own words (systemd.exec(5), "Process exit codes")
 _START_FAILED = range(200, 246)
+# CLD_EXITED, CLD_KILLED, CLD_DUMPED of sigaction(2), as systemd shows them
+_HOW = {"1": "exited", "2": "killed", "3": "dumped"}
 _RESULTS = {
     "oom-kill": "out of memory",
     "timeout": "ended by systemd's own guard",
@@ -34,112 +36,33 @@ _RESULTS = {
 }
 
 
-@dataclass(frozen=True)
-class SystemdLimits:
-    """Limits of a job's unit; empty or 0 means none."""
-
-    memory_max: str = ""
-    tasks_max: int = 4096
-    cpu_percent: int = 0
-    network: bool = False
-    cpuset: str = ""
-    cache_writable: bool = True
-    kill_grace: float = 5
-
-
 def unit_name(name: str) -> str:
     """Ids are at most 64 plain characters each, so this stays below systemd's 255 and needs no escaping."""
     return f"{PREFIX}-{name}.service"
 
 
-def properties(
-    launch: Launch, limits: SystemdLimits, *, user: JobUser | None, groups: list[str], bind_to: str, status: Path
-) -> list[str]:
-    """The unit's settings, ``Name=value`` each. ``status`` is the file that takes the exit status, ``bind_to`` the
-    worker's own unit (empty when it runs by hand)."""
-    cache, tasks = launch.cache, launch.cache / "tasks"
-    found = [
-        *([f"BindsTo={bind_to}", f"After={bind_to}"] if bind_to else []),
-        *([f"User={user.name}"] if user else []),
-        *([f"SupplementaryGroups={' '.join(groups)}"] if groups and launch.nodes else []),
-        "KillMode=control-group",
-        "SendSIGKILL=yes",
-        f"TimeoutStopSec={limits.kill_grace:g}",
-        f"RuntimeMaxSec={launch.limit:g}",
-        # systemd counts an end by SIGTERM as success; a job's exact end is therefore written down
-        'ExecStopPost=+:/bin/sh -c \'echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$1"\' status '
-        + quote(str(status)),
-        "OOMScoreAdjust=500",
-        "LimitCORE=0",
-        f"TasksMax={limits.tasks_max}",
-        *([f"MemoryMax={limits.memory_max}"] if limits.memory_max else []),
-        *([f"CPUQuota={limits.cpu_percent}%"] if limits.cpu_percent else []),
-        *([f"CPUAffinity={limits.cpuset}"] if limits.cpuset else []),
-        # the system, read-only; of the caches just this GPU's, of the jobs' directories just the job's own
-        "ProtectSystem=strict",
-        "ProtectHome=yes",
-        "PrivateTmp=yes",
-        f"InaccessiblePaths=-{KEYS}",
-        *([f"TemporaryFileSystem={cache.parent}:ro"] if len(cache.parts) > 2 else []),
-        f"{'BindPaths' if limits.cache_writable else 'BindReadOnlyPaths'}={cache}",
-        f"TemporaryFileSystem={tasks}:ro",
-        *(f"TemporaryFileSystem={top}:ro" for top in launch.hidden if top != tasks),
-        f"BindPaths={launch.work}",
-        # root's, mode 0700; ExecStopPost= sees the unit's own mounts, whatever its prefix
-        f"BindPaths={status.parent}",
-        # no way up
-        "NoNewPrivileges=yes",
-        "CapabilityBoundingSet=",
-        "AmbientCapabilities=",
-        "RestrictSUIDSGID=yes",
-        "RestrictNamespaces=yes",
-        "RestrictRealtime=yes",
-        "LockPersonality=yes",
-        "ProtectKernelTunables=yes",
-        "ProtectKernelModules=yes",
-        "ProtectKernelLogs=yes",
-        "ProtectControlGroups=yes",
-        "ProtectClock=yes",
-        "ProtectHostname=yes",
-        "ProtectProc=invisible",
-        "SystemCallArchitectures=native",
-        "UMask=0022",
-    ]
-    if launch.nodes:
-        found += ["DevicePolicy=closed", *(f"DeviceAllow={node} rw" for node in launch.nodes)]
-    else:
-        found += ["PrivateDevices=yes", "DevicePolicy=closed"]
-    if not limits.network:
-        found += [
-            "PrivateNetwork=yes",
-            "IPAddressDeny=any",
-            "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
-        ]
-    return found
-
-
-def quote(text: str) -> str:
-    """One word of a systemd command line."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def command_line(launch: Launch, program: str, settings: list[str]) -> list[str]:
-    """The whole systemd-run call; systemd expands ``$`` in arguments, so each is doubled."""
+    """The whole systemd-run call; systemd expands ``$`` in arguments, so each is doubled.
+
+    The job's environment is put on by env(1), as the job's user: set on the unit it would be that of ExecStopPost= too,
+    and so a job's LD_PRELOAD would be loaded as root.
+    """
+    job = ["/usr/bin/env", "-i", "--", *(f"{name}={value}" for name, value in launch.env.items())]
+    if "=" in program:  # env would take it for a variable
+        job += ["/bin/sh", "-c", 'exec "$0" "$@"']
+    job += [program, *launch.argv[1:]]
     return [
         "systemd-run",
         "--quiet",
         "--pipe",
         "--wait",
-        "--collect",
         "--service-type=exec",
         f"--unit={unit_name(launch.name)}",
         f"--description=Job {launch.name}",
         f"--working-directory={launch.cwd}",
         *(f"--property={setting}" for setting in settings),
-        *(f"--setenv={name}={value}" for name, value in launch.env.items()),
         "--",
-        program,
-        *(word.replace("$", "$$") for word in launch.argv[1:]),
+        *(word.replace("$", "$$") for word in job),
     ]
 
 
@@ -162,6 +85,24 @@ def own_unit(cgroup: str) -> str:
     """The worker's unit by the text of /proc/self/cgroup, or nothing when it was started by hand."""
     found = re.search(r"/(gpu-worker@[^/\s]+\.service)\s*$", cgroup, re.MULTILINE)
     return found[1] if found else ""
+
+
+def shown_status(text: str) -> str | None:
+    """What ``systemctl show`` says of a unit that has failed, in the words that the unit itself writes; None when its
+    main process never ran."""
+    shown = dict(line.partition("=")[::2] for line in text.splitlines())
+    how = _HOW.get(shown.get("ExecMainCode", ""))
+    return None if how is None else f"{shown.get('Result', '')} {how} {shown.get('ExecMainStatus', '')}"
+
+
+def on_disks(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Of these paths one for each file system that lies on a block device; systemd finds the disk behind it."""
+    found: dict[int, Path] = {}
+    for path in paths:
+        device = path.stat().st_dev
+        if os.major(device) != 0:  # 0: tmpfs, overlayfs, ZFS: no single disk to be slowed down
+            found.setdefault(device, path)
+    return tuple(found.values())
 
 
 def read_ending(status: str | None, code: int, unit: str) -> Ending:
@@ -189,10 +130,11 @@ def read_ending(status: str | None, code: int, unit: str) -> Ending:
 class SystemdLauncher:
     confined = True
 
-    def __init__(self, gpu: str, user: JobUser | None, limits: SystemdLimits) -> None:
+    def __init__(self, gpu: str, user: JobUser | None, limits: SystemdLimits, hidden: tuple[str, ...] = HIDDEN) -> None:
         self._gpu = gpu
         self._user = user
         self._limits = limits
+        self._hidden = hidden
         self._groups = [name for name in _NODE_GROUPS if _group_exists(name)]
         try:
             self._bind_to = own_unit(Path("/proc/self/cgroup").read_text(encoding="ascii"))
@@ -203,9 +145,20 @@ class SystemdLauncher:
     async def start(self, launch: Launch) -> SystemdProcess:
         status = launch.work.parent / "end" / "status"
         try:
-            status.parent.mkdir(mode=0o700)
+            try:
+                status.parent.mkdir(mode=0o700)
+                disks = on_disks((Path("/"), launch.cache, launch.work))
+            except OSError as error:
+                raise LaunchError(f"the job's directory {status.parent.parent}: {error.strerror or error}") from error
             settings = properties(
-                launch, self._limits, user=self._user, groups=self._groups, bind_to=self._bind_to, status=status
+                launch,
+                self._limits,
+                user=self._user,
+                groups=self._groups,
+                bind_to=self._bind_to,
+                status=status,
+                disks=disks,
+                hidden=self._hidden,
             )
             try:
                 program = find_program(launch.argv, launch.env, launch.cwd)
@@ -234,6 +187,7 @@ class SystemdLauncher:
         units = [line.split()[0] for line in listing.splitlines() if line.strip()]
         if units:
             await _systemctl("stop", *units)
+            await _systemctl("reset-failed", *units)
         return units
 
     async def close(self) -> None:
@@ -260,9 +214,16 @@ class SystemdProcess:
             return Ending(None, f"cannot run {self._name!r}: {self._trouble}")
         code = await self._runner.wait()
         try:
-            status = self._status.read_text(encoding="ascii")
+            status = self._status.read_text(encoding="ascii") or None
         except FileNotFoundError:
             status = None
+        if code != 0:
+            if status is None:
+                # what the job left in RAM still counts against its limit: then nothing else can run in its group
+                status = shown_status(
+                    await _systemctl("show", "--property=Result,ExecMainCode,ExecMainStatus", self.unit)
+                )
+            await _systemctl("reset-failed", self.unit)  # or systemd would keep it for ever
         return read_ending(status, code, self.unit)
 
     async def wait(self) -> Ending:
