@@ -220,8 +220,8 @@ class Worker:
         finally:
             for task in (fetch, stopped):
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            # what the fetch raised has been told above: awaited here once more it would end the worker
+            await asyncio.gather(fetch, stopped, return_exceptions=True)
 
     def _read(self, delivery: Order) -> RunOrder | None:
         """The order, or None after it was refused for good: a payload that is wrong stays wrong."""
