@@ -76,6 +76,8 @@ class Faults:
         """Start again what has ended by itself, for as long as this task lives."""
         while True:
             for part in self.pool.parts.values():
+                if part is self.pool.submitter and part.process is not None and part.process.poll() == 0:
+                    part.over = True
                 status = part.watch()
                 if status is not None:
                     self.book.note("ended by itself", part=part.name, status=status)

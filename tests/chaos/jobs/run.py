@@ -116,7 +116,7 @@ async def _settled(js: JetStream, plan: Plan) -> None:
 
 
 def _repairs(log: Path) -> int:
-    return log.read_text().count("is restarted") if log.exists() else 0
+    return log.read_text().count("has room again") if log.exists() else 0
 
 
 async def _insist(work: Callable[[], Awaitable[None]]) -> None:

@@ -8,13 +8,17 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from organism._version import VERSION
-from organism.bus import keys, topology
+from organism.bus import keys, topology, watch
 from organism.bus.connection import BusClient, connect
 from organism.bus.errors import BusError, Refused, Unreachable
 from organism.bus.jetstream import JetStream
@@ -71,6 +75,26 @@ def parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, help=text)
         _connection(one)
         one.set_defaults(run=_online({"wait": _wait, "info": _info, "streams": _streams}[verb]))
+
+    guard = verbs.add_parser(
+        "watch", help="restart a nats-server that a full disk stopped, once there is room"
+    )
+    guard.add_argument("--store", default="/var/lib/nats", metavar="FOLDER", help="its store (default: %(default)s)")
+    guard.add_argument(
+        *("--health", "-u"),
+        default="http://127.0.0.1:8222/healthz",
+        metavar="URL",
+        help="where it says how it is (default: %(default)s)",
+    )
+    guard.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default 5)")
+    guard.add_argument(
+        "--restart",
+        nargs=argparse.REMAINDER,
+        default=["systemctl", "restart", "nats-server.service"],
+        metavar="WORD",
+        help="the command that restarts it, last (default: systemctl restart nats-server.service)",
+    )
+    guard.set_defaults(run=_watch)
     return top
 
 
@@ -102,6 +126,17 @@ def _limits(text: str) -> _bus.Limits:
     except (ValueError, TypeError, AttributeError) as error:
         known = ", ".join(field.name for field in dataclasses.fields(_bus.Limits))
         raise argparse.ArgumentTypeError(f"{error}; a JSON object of integers, of: {known}") from None
+
+
+def _watch(options: argparse.Namespace) -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if not options.restart:
+        raise BusError("--restart needs the words of a command")
+    watch.watch(Path(options.store), options.health, options.restart, every=options.every, stop=stop)
+    return 0
 
 
 # ---- verbs -----------------------------------------------------------------------------------------------------------
