@@ -20,7 +20,7 @@ pytestmark = pytest.mark.whole
 
 RISKY = {
     "organism_unsafe_mitigations_off": True,
-    "zfs_layout_unsafe_sync_disabled_on": ["scratch"],
+    "zfs_layout_unsafe_sync_disabled_on": ["scratch/organism/tmp"],
     "nic_steering_offloads": {"gro": False},
 }
 
@@ -66,7 +66,7 @@ def _common(rig: Rig) -> None:
     for name, rotating, *scheduler in disks:
         if name.startswith(("sd", "nvme", "vd")):
             assert scheduler == [{"0": "none", "1": "mq-deadline"}[rotating]], name
-    assert rig.must("zfs get -H -o value atime fast").strip() == "off"
+    assert rig.must("zfs get -H -o value atime fast/organism/base").strip() == "off"
     # packets and interrupts
     port = rig.must("ls /sys/class/net/vmbr0/brif | head -1").strip()
     virtio = rig.must(f"basename $(readlink -f /sys/class/net/{port}/device)").strip()
@@ -136,7 +136,7 @@ def _hard(rig: Rig) -> None:
     assert "[never]" in rig.must("cat /sys/kernel/mm/transparent_hugepage/enabled")
     assert rig.must("cat /sys/kernel/mm/ksm/run").strip() in ("0", "2")
     assert rig.must("awk '$1 == \"c_max\" {print $3}' /proc/spl/kstat/zfs/arcstats").strip() == str(256 << 20)
-    assert rig.must("zfs get -H -o value sync scratch").strip() == "disabled"
+    assert rig.must("zfs get -H -o value sync scratch/organism/tmp").strip() == "disabled"
     for path in rig.must("grep -l . /sys/devices/system/cpu/vulnerabilities/spectre_v2").split():
         assert "Mitigation" not in rig.must(["cat", path])
 
@@ -152,7 +152,7 @@ def test_panic_takes_all_that_is_risky_off_at_once_and_finds_nothing_to_do_then(
     told = levels.play(rig, "panic.yml")
     assert told.changes
     assert rig.must("cat /proc/sys/kernel/random/boot_id") == boot
-    assert rig.must("zfs get -H -o value sync scratch").strip() == "standard"
+    assert rig.must("zfs get -H -o value sync scratch/organism/tmp").strip() == "standard"
     assert int(rig.must("od -An -t d4 /dev/cpu_dma_latency")) > 0
     coming = rig.must("grep -m1 -o 'linux.*vmlinuz.*' /boot/grub/grub.cfg").split()
     assert not [word for word in coming if word.startswith(("mitigations=", "isolcpus=", "processor.max_cstate="))]
