@@ -139,13 +139,13 @@ def ports(root: Root) -> dict[str, list[str]]:
     uses += [(name, "up") for name in _netdev.names(root) if _is_up(root, name)]
     for name, text in uses:
         for port in _below(root, name):
-            used.setdefault(port, []).append(text if name == port else f"{text} of {name}")
+            used.setdefault(port, []).append(text if name == port else f"{text} via {name}")
     return {port: _short(texts) for port, texts in sorted(used.items())}
 
 
 def _short(texts: Iterable[str]) -> list[str]:
     """Without ``up`` where there is a better reason."""
-    found = list(dict.fromkeys(text for text in texts if not text.startswith("up of ")))
+    found = list(dict.fromkeys(text for text in texts if not text.startswith("up via ")))
     return [text for text in found if text != "up"] or found
 
 
