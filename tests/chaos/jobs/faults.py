@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from chaos.jobs.bus import Server
 from chaos.jobs.notebook import Notebook
-from chaos.jobs.parts import Part
+from chaos.jobs.parts import Part, wait_for
 from chaos.jobs.plan import Fault
 from chaos.jobs.pool import Pool
 from chaos.jobs.recorder import Recorder
@@ -122,6 +122,18 @@ class Faults:
         await asyncio.to_thread(server.fill)
         await asyncio.sleep(fault.lasts)
         await asyncio.to_thread(server.make_room)
+        await asyncio.to_thread(wait_for, lambda: self._mended(server), f"{part.name} after a full disk")
+
+    def _watched(self, server: Server) -> str:
+        """What the product's watch over this server's disk has said."""
+        log = self.pool.parts[f"watch.{server.name}"].log
+        return log.read_text() if log.exists() else ""
+
+    def _mended(self, server: Server) -> bool:
+        """The product has done its part: a server that had stopped storing was restarted, and stores again."""
+        said = self._watched(server)
+        stopped = max(said.rfind(words) for words in ("takes no write yet", "has room again"))
+        return stopped < 0 or said.rfind("stores again") > stopped
 
     async def _slow(self, part: Part, fault: Fault) -> None:
         server = self._server(part)

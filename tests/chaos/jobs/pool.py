@@ -16,6 +16,7 @@ from chaos.jobs.plan import CONDUCTORS, GPUS, MAX_LOST, MAX_RETRIES, USERS, Plan
 
 from organism.bus import topology
 from organism.bus.connection import BusClient, connect
+from organism.bus.errors import BusError
 from organism.bus.jetstream import JetStream
 from organism.core import _bus, _bus_plan, _nats_config
 
@@ -159,6 +160,7 @@ class Pool:
         nc = await self.connected("admin", "setup")
         try:
             js = JetStream(nc, timeout=20.0)
+            await self._answering(js)
             wanted = _bus.topology(
                 list(GPUS), replicas=_nats_config.replicas_for(len(self.servers)), limits=self.limits
             )
@@ -171,6 +173,17 @@ class Pool:
         async with asyncio.timeout(HANG):
             while not all("serves" in worker.log.read_text() for worker in self.workers):
                 await asyncio.sleep(0.1)  # a log tells nobody
+
+    async def _answering(self, js: JetStream) -> None:
+        """A cluster has to find itself first; a question asked too early is never answered."""
+        async with asyncio.timeout(2 * HANG):
+            while True:
+                try:
+                    await js.api("INFO", timeout=1.0)
+                    await js.api("STREAM.NAMES", timeout=1.0)
+                    return
+                except BusError:
+                    await asyncio.sleep(0.5)  # it tells nobody when it is ready
 
     @property
     def limits(self) -> _bus.Limits:
