@@ -52,10 +52,6 @@ def test_a_check_foretells_what_the_run_does(story: Story) -> None:
     assert done.changes == foretold.changes
 
 
-def test_the_second_run_changes_nothing(story: Story) -> None:
-    assert story.site().changes == {}
-
-
 def _common(rig: Rig) -> None:
     """What both profiles have, by the kernel's files and Debian's tools."""
     zones = levels.zones(rig)
@@ -99,29 +95,20 @@ def test_other_tools_see_the_elastic_host(story: Story) -> None:
     assert rig.must("cat /sys/devices/system/cpu/isolated").strip() == ""
 
 
-def test_the_hard_profile_with_all_that_is_risky_is_foretold_and_done(story: Story) -> None:
-    foretold = story.site("--check", organism_profile="hard", **RISKY)
-    done = story.site(organism_profile="hard", **RISKY)
-    assert list(done.changes) == list(foretold.changes)
-    assert done.changes == foretold.changes
-    assert done.changes
-    assert story.rig.must("cat /proc/sys/kernel/random/boot_id") == story.rig.must(
-        "cat /proc/sys/kernel/random/boot_id"
-    )
-
-
-def test_one_reboot_by_consent_and_all_of_it_holds(story: Story) -> None:
+def test_one_reboot_by_consent_brings_the_hard_profile_with_all_that_is_risky(story: Story) -> None:
     rig = story.rig
     boot = rig.must("cat /proc/sys/kernel/random/boot_id")
-    asked = levels.play(rig, "reboot.yml", organism_profile="hard")
+    assert story.site(organism_profile="hard", **RISKY).changes
     assert rig.must("cat /proc/sys/kernel/random/boot_id") == boot, "a reboot without consent"
-    assert asked.changes == {}
     levels.play(rig, "reboot.yml", organism_reboot="auto")
     assert rig.must("cat /proc/sys/kernel/random/boot_id") != boot
     assert rig.must("find /run/organism/reboot-required.d -type f 2>/dev/null; true").strip() == ""
     _hard(rig)
+
+
+def test_the_second_run_after_it_changes_nothing(story: Story) -> None:
     assert story.site(organism_profile="hard", **RISKY).changes == {}
-    _hard(rig)
+    _hard(story.rig)
 
 
 def _hard(rig: Rig) -> None:
