@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._pve_client import LOCAL, Pve, PveError, PveForbidden, PveNotFound, PveRefused
+from ._pve_client import LOCAL, Pve, PveForbidden, PveNotFound, PveRefused
 from ._pve_strings import StringError, parse
 from ._pve_vm_check import NodeFacts, PciMapping
 from ._pve_vm_plan import addresses
@@ -167,6 +167,3 @@ def _bridges(pve: Pve, node: str) -> frozenset[str] | None:
 
 def _true(value: Any) -> bool:
     return str(value) in ("1", "True", "true")
-
-
-__all__ = ["PveError", "Vm", "devices", "existing_vm", "facts", "mappings", "node_name", "vm"]
