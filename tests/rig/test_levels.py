@@ -43,7 +43,7 @@ def story(able: None) -> Iterator[Story]:
 
 
 def test_a_check_foretells_what_the_run_does(story: Story) -> None:
-    story.site("--tags", "level0")  # the baseline, which no rollback takes back
+    levels.play(story.rig, "site.yml", "--tags", "level0")  # the baseline, which no rollback takes back
     story.before = levels.state(story.rig)
     foretold = story.site("--check")
     assert levels.differences(story.before, levels.state(story.rig)) == {}
