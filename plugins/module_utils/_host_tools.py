@@ -44,7 +44,10 @@ COMMANDS = {
     "cpu_plan": "organism-cpu-plan",
     "record": "organism-record",
     "audit": "organism-audit",
+    "iommu": "organism-iommu",
     "ramlayer": "ramlayer",
+    "guard": "organism-guard",
+    "mlmode": "mlmode",
 }
 """Module of ``organism.host`` to the command that starts it; a module that does not exist has no command."""
 
@@ -154,7 +157,7 @@ def unpack(archive: str) -> dict[str, str]:
 
 
 def _is_member(name: object) -> bool:
-    pattern = r"organism/(core/|host/)?\w+\.py|bin/(organism-[a-z-]+|ramlayer)"
+    pattern = r"organism/(core/|host/)?\w+\.py|bin/(organism-[a-z-]+|ramlayer|mlmode)"
     return isinstance(name, str) and re.fullmatch(pattern, name) is not None
 
 

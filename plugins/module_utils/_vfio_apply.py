@@ -59,7 +59,7 @@ class Outcome:
 
 
 def apply(hands: Hands, earlier: EarlierState, plan: Plan) -> Outcome:
-    """Raises VfioError, CommandError, OSError. What was done by then stays recorded; a further run goes on from there."""
+    """Raises VfioError, CommandError, OSError. What was done by then stays recorded; the next run goes on from there."""
     done = Outcome(list(plan.waiting))
     remember = dict(plan.remember)
     if plan.initramfs:
@@ -102,8 +102,8 @@ def bind(hands: Hands, group: Iterable[str]) -> None:
         now = hands.driver(address)
         if now != VFIO:
             raise VfioError(
-                f"{address} was given to vfio-pci and has {now or 'no driver'}; the kernel's reason is in dmesg. A reboot "
-                "binds it if it can be; state absent takes all of this back"
+                f"{address} was given to vfio-pci and has {now or 'no driver'}; the kernel's reason is in dmesg. A "
+                "reboot binds it if it can be; state absent takes all of this back"
             )
 
 

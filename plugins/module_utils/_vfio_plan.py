@@ -125,8 +125,8 @@ def check(root: Root, facts: Facts, wish: Wish, taken: Mapping[str, str]) -> Non
     found = facts.functions
     if all(found[address].group is None for address in taken):
         raise VfioRefused(
-            "this host runs without an IOMMU, so nobody knows what is in one group with a card. Switch VT-d or AMD-Vi on "
-            "in the firmware, on Intel set intel_iommu=on, reboot, and run this again (organism-iommu tells more)"
+            "this host runs without an IOMMU, so nobody knows what is in one group with a card. Switch VT-d or AMD-Vi "
+            "on in the firmware, on Intel set intel_iommu=on, reboot, and run this again (organism-iommu tells more)"
         )
     cards = [address for address in taken if found[address].is_display]
     if wish.cards is not None and len(cards) != wish.cards:
@@ -140,8 +140,8 @@ def check(root: Root, facts: Facts, wish: Wish, taken: Mapping[str, str]) -> Non
     lost = _vfio_needs.lost_console(root, found, taken)
     if lost and not wish.give_console:
         raise VfioRefused(
-            f"{lost} is the only console of this host. Leave it out (exclude), let the firmware use another adapter, set "
-            "a serial console (console=ttyS0), or say give_console if nobody needs a screen"
+            f"{lost} is the only console of this host. Leave it out (exclude), let the firmware use another adapter, "
+            "set a serial console (console=ttyS0), or say give_console if nobody needs a screen"
         )
     parents = [found[address] for address in taken if found[address].virtual and found[address].driver != VFIO]
     if parents:
@@ -156,8 +156,8 @@ def check(root: Root, facts: Facts, wish: Wish, taken: Mapping[str, str]) -> Non
 
 
 WAYS_OUT = (
-    "Put the card into another slot, leave it out (exclude), or free what the host uses there. Splitting the group by an "
-    "ACS override would only hide that its members can reach each other's memory, and is never done here"
+    "Put the card into another slot, leave it out (exclude), or free what the host uses there. Splitting the group by "
+    "an ACS override would only hide that its members can reach each other's memory, and is never done here"
 )
 
 
@@ -173,7 +173,8 @@ def blocked_groups(facts: Facts, taken: Iterable[str]) -> list[str]:
         reasons = [
             f"{member.address} is {' and '.join(facts.needs[member.address])}"
             for member in all_of_it
-            if member.address in facts.needs and member.driver != VFIO
+            if member.address in facts.needs
+            and member.driver != VFIO
             # a bridge carries what is behind it, which says so itself; only the chipset's own counts
             and (not member.is_bridge or member.kind.startswith("0601"))
         ]
@@ -213,13 +214,15 @@ def _plan_taking(facts: Facts, wish: Wish, plan: Plan) -> None:
         if not loose:
             continue
         if wish.bind == BOOT or (foreign and wish.bind == AUTO):
-            plan.waiting += [f"{f.address} has {f.driver or 'no driver'}, and vfio-pci from the next boot on" for f in loose]
+            plan.waiting += [
+                f"{f.address} has {f.driver or 'no driver'}, and vfio-pci from the next boot on" for f in loose
+            ]
             continue
         held = [function for function in loose if function.address in facts.holders]
         if held:
             raise VfioRefused(
-                f"{held[0]} is in use by {_vfio_users.told(facts.holders[held[0].address])}. Stop that first, or let it "
-                "be bound at the next boot (bind: boot)"
+                f"{held[0]} is in use by {_vfio_users.told(facts.holders[held[0].address])}. Stop that first, or let "
+                "it be bound at the next boot (bind: boot)"
             )
         plan.bind.append(tuple(function.address for function in loose))
         for function in loose:

@@ -118,8 +118,8 @@ def choose(
     kept = [found[address] for address in taken if left & {address, found[address].slot}]
     if kept:
         raise SelectError(
-            f"{kept[0]} is excluded, and in one IOMMU group ({kept[0].group}) with a card that is wanted: the group can "
-            "only go as a whole. Leave both out, or put one of them into another slot"
+            f"{kept[0]} is excluded, and in one IOMMU group ({kept[0].group}) with a card that is wanted: the group "
+            "can only go as a whole. Leave both out, or put one of them into another slot"
         )
     return dict(sorted(taken.items()))
 

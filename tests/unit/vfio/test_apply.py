@@ -141,7 +141,10 @@ def test_ids_take_the_kind_at_the_next_boot(host: Hosts) -> None:
     it.have({"id": "1002"}, mode="ids")
     assert not it.root.exists(_vfio_files.RULES)
     it.boot()
-    assert {address[:-2] for address in bound(it)} == {address[:-2] for address in TWELVE} | {"0000:10:00", "0000:11:00"}
+    assert {address[:-2] for address in bound(it)} == {address[:-2] for address in TWELVE} | {
+        "0000:10:00",
+        "0000:11:00",
+    }
     assert not it.plan({"id": "1002"}, mode="ids").difference
     it.have()
     assert it.driver("0000:03:00.0") == "amdgpu" and not overridden(it)

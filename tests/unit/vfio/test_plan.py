@@ -64,7 +64,9 @@ def test_a_port_that_nobody_uses_goes_with_its_group(host: Hosts) -> None:
     taken = it.plan({"address": "10:00.0"}).taken
     assert taken == {"0000:10:00.0": "selected", "0000:10:00.1": "companion", "0000:11:00.0": "group"}
     # unless the node's configuration will want it at the next boot
-    write(it.root, "/etc/network/interfaces", "iface enp17s0 inet manual\n\niface vmbr1 inet manual\n\tbridge-ports none")
+    write(
+        it.root, "/etc/network/interfaces", "iface enp17s0 inet manual\n\niface vmbr1 inet manual\n\tbridge-ports none"
+    )
     assert it.plan({"address": "10:00.0"}).taken == taken
     write(it.root, "/etc/network/interfaces", "iface vmbr1 inet manual\n\tbridge-ports enp17s0\n")
     with pytest.raises(VfioRefused, match="named in /etc/network/interfaces"):
@@ -83,7 +85,12 @@ def test_bond_and_vlan_ports_count(host: Hosts) -> None:
     it = host("epyc_two_sockets")
     uses = _vfio_needs.ports(it.root)
     assert set(uses) == {"ens1f0np0", "ens1f1np1"}
-    assert set(uses["ens1f1np1"]) == {"default route via vmbr0", "port of bond0", "port of vmbr0 via bond0", "addresses via vmbr0"}
+    assert set(uses["ens1f1np1"]) == {
+        "default route via vmbr0",
+        "port of bond0",
+        "port of vmbr0 via bond0",
+        "addresses via vmbr0",
+    }
     needs = _vfio_needs.needs(it.root, _iommu.functions(it.root))
     assert "0000:a1:00.1" in needs
     write(it.root, "/proc/net/route", ROUTES)
@@ -171,7 +178,10 @@ def test_cards_that_are_bound_already_are_found_again(host: Hosts) -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"address": "0000:77:00.0"}, r"nothing .* has address 0000:77:00\.0\. Display controllers here: .*0000:04:00\.0"),
+        (
+            {"address": "0000:77:00.0"},
+            r"nothing .* has address 0000:77:00\.0\. Display controllers here: .*0000:04:00\.0",
+        ),
         ({"address": "GPU0"}, "is no PCI address"),
         ({"id": "10de"}, "nothing on this host's PCI bus has id 10de"),
         ({"id": "radeon"}, "write vendor:device"),
@@ -225,7 +235,7 @@ def test_texts_of_the_files(host: Hosts) -> None:
     functions = [f for f in _iommu.functions(it.root).values() if f.slot == "0000:0a:00"]
     rules = _vfio_files.rules(functions)
     assert 'KERNEL=="0000:0a:00.0", ATTR{vendor}=="0x10de", ATTR{device}=="0x1e87", GOTO="organism_vfio_take"' in rules
-    assert rules.index("GOTO=\"organism_vfio_end\"\n\nLABEL") < rules.index('ATTR{driver_override}="vfio-pci"')
+    assert rules.index('GOTO="organism_vfio_end"\n\nLABEL') < rules.index('ATTR{driver_override}="vfio-pci"')
     options = _vfio_files.options(functions, "ids", disable_vga=True)
     assert "options vfio-pci ids=10de:1e87,10de:10f8,10de:1ad8,10de:1ad9 disable_vga=1\n" in options
     for name in ("nouveau", "nvidia", "snd_hda_intel", "xhci_pci", "i2c_nvidia_gpu"):

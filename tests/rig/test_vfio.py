@@ -1,0 +1,152 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cards on a real kernel and udev: refused in a shared group, bound after a boot, each in its group, and given back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rig.driver import Rig
+from tests.rig.playing import etc, module, play, role
+
+pytestmark = pytest.mark.whole
+
+PCI = "/sys/bus/pci/devices"
+RULES = "/etc/udev/rules.d/10-organism-vfio.rules"
+
+
+def _functions(rig: Rig) -> dict[str, dict[str, str]]:
+    """Of each of AMD's functions, by tools other than ours: class, group, driver, driver_override."""
+    script = f"""for d in {PCI}/*; do
+  test "$(cat $d/vendor)" = 0x1002 || continue
+  driver=none; test -e $d/driver && driver=$(basename $(readlink $d/driver))
+  echo "$(basename $d) $(cat $d/class) $(basename $(readlink $d/iommu_group)) $driver $(cat $d/driver_override)"
+done"""
+    rows = [line.split() for line in rig.must(script).splitlines()]
+    return {row[0]: dict(zip(("class", "group", "driver", "override"), row[1:], strict=True)) for row in rows}
+
+
+def _shared(rig: Rig) -> tuple[str, str, str]:
+    """(slot of the thirteenth card, address of the network card beside it, that card's interface)."""
+    for address, function in _functions(rig).items():
+        members = rig.must(f"ls /sys/kernel/iommu_groups/{function['group']}/devices").split()
+        for member in members:
+            if rig.must(f"cat {PCI}/{member}/class").startswith("0x0200"):
+                interface = rig.must(f"basename {PCI}/{member}/virtio*/net/*").strip()
+                return address.rsplit(".", 1)[0], member, interface
+    raise AssertionError("no card shares its group with a network card")
+
+
+def _cards(thirteenth: str, **more: Any) -> dict[str, Any]:
+    return role(
+        "gpu_passthrough",
+        gpu_passthrough_devices=[{"id": "1002:67df"}],
+        gpu_passthrough_exclude=[thirteenth],
+        gpu_passthrough_cards=12,
+        **more,
+    )
+
+
+def test_the_thirteenth_card_is_refused_with_its_group(cold_rig: Rig, tmp_path: Path) -> None:
+    rig = cold_rig
+    thirteenth, neighbour, interface = _shared(rig)
+    rig.must(f"ip link add vmbr9 type bridge && ip link set {interface} master vmbr9")
+    files, before = etc(rig), _functions(rig)
+    try:
+        everything = module("pve_vfio", devices=[{"id": "1002:67df"}])
+        refused = play(rig, tmp_path, everything, fails=True).said
+        assert f"{neighbour} is network port {interface} (port of vmbr9" in refused
+        assert f"{thirteenth}.0 VGA [1002:67df]" in refused and f"{thirteenth}.1 audio [1002:aaf0]" in refused
+        assert "ACS override" in refused
+        assert etc(rig) == files and _functions(rig) == before
+        assert rig.must("ls /var/lib/organism/earlier 2>/dev/null; true").strip() == ""
+    finally:
+        rig.must("ip link del vmbr9")
+
+
+def test_twelve_cards_are_bound_after_a_boot_each_in_its_group_and_given_back(cold_rig: Rig, tmp_path: Path) -> None:
+    rig = cold_rig
+    thirteenth, _neighbour, _interface = _shared(rig)
+    files, before = etc(rig), _functions(rig)
+    assert len(before) == 26 and {row["driver"] for row in before.values()} == {"none"}
+    wanted = sorted(address for address in before if not address.startswith(thirteenth))
+    # only at the boot, so that it is udev's rule alone that binds
+    boot = _cards(thirteenth, gpu_passthrough_bind="boot")
+    foretold = play(rig, tmp_path, boot, check=True)
+    assert etc(rig) == files and _functions(rig) == before
+    done = play(rig, tmp_path, boot, result="gpu_passthrough_result")
+    assert done.changed == foretold.changed > 0
+    assert len(done.result["gpus"]) == 12 and done.result["refreshed"] == ["update-initramfs -u -k all"]
+    assert _functions(rig) == before
+    assert rig.must("cat /run/organism/reboot-required.d/vfio").count("from the next boot on") == 24
+    assert play(rig, tmp_path, boot).changed == 0
+    inside = rig.must("lsinitramfs /boot/initrd.img-$(uname -r)")
+    assert RULES.lstrip("/") in inside and "vfio-pci.ko" in inside
+
+    rig.reboot()
+    now = _functions(rig)
+    assert sorted(address for address, row in now.items() if row["driver"] == "vfio-pci") == wanted
+    assert sorted(address for address, row in now.items() if row["override"] == "vfio-pci") == wanted
+    cards = [address for address in wanted if now[address]["class"] == "0x030000"]
+    assert len({now[card]["group"] for card in cards}) == 12
+    for card in cards:
+        assert rig.must(f"ls /sys/kernel/iommu_groups/{now[card]['group']}/devices").split() == [card, card[:-1] + "1"]
+    assert sorted(rig.must("ls /dev/vfio").split()) == sorted([*(now[card]["group"] for card in cards), "vfio"])
+    # vfio agrees that each group can be had: VFIO_GROUP_GET_STATUS says viable
+    viable = (
+        "import fcntl,os,struct,sys\n"
+        "for g in sys.argv[1:]:\n"
+        " f=os.open('/dev/vfio/'+g,os.O_RDWR); b=bytearray(struct.pack('II',8,0)); fcntl.ioctl(f,0x3b67,b)\n"
+        " assert struct.unpack('II',b)[1]&1, g\n"
+    )
+    rig.must(["python3", "-c", viable, *(now[card]["group"] for card in cards)])
+    auto = _cards(thirteenth)
+    again = play(rig, tmp_path, auto, result="gpu_passthrough_result")
+    assert again.changed == 0 and not again.result["reboot_required"]
+    report = json.loads(rig.must("organism-iommu --json"))
+    assert report["ready"] and report["active"]
+    verdicts = {card["address"]: card["verdict"] for card in report["cards"]}
+    assert [verdicts[card] for card in cards] == ["own group"] * 12
+    table = rig.must("organism-iommu")
+    assert "own group" in table and "pcie_acs_override" in table
+
+    absent = role("gpu_passthrough", gpu_passthrough_state="absent")
+    foretold = play(rig, tmp_path, absent, check=True)
+    assert _functions(rig) == now
+    back = play(rig, tmp_path, absent)
+    assert back.changed == foretold.changed > 0
+    assert _functions(rig) == before  # no driver, and no override, as it was
+    rig.must("rm -rf /usr/local/sbin/organism-*")
+    assert etc(rig) == files
+    assert play(rig, tmp_path, absent).changed == 0
+
+
+def test_a_card_without_a_driver_is_bound_at_once(cold_rig: Rig, tmp_path: Path) -> None:
+    rig = cold_rig
+    thirteenth, _neighbour, _interface = _shared(rig)
+    before = _functions(rig)
+    card = next(address for address in sorted(before) if not address.startswith(thirteenth))
+    one = module("pve_vfio", devices=[{"address": card[:-2]}])
+    done = play(rig, tmp_path, one, result="said")
+    assert done.changed == 1 and not done.result["reboot_required"]
+    now = _functions(rig)
+    assert [now[card]["driver"], now[card[:-1] + "1"]["driver"]] == ["vfio-pci"] * 2
+    assert sum(row["driver"] == "vfio-pci" for row in now.values()) == 2
+    rig.must(["udevadm", "verify", "--no-style", RULES])
+    # while something holds its group, it is not given back
+    group = now[card]["group"]
+    rig.must(f"systemd-run --unit=holder --quiet sh -c 'exec 9<>/dev/vfio/{group}; exec sleep infinity'")
+    rig.must(
+        "timeout 20 sh -c 'until ls -l /proc/$(systemctl show -P MainPID holder)/fd | grep -q /dev/vfio/; do :; done'"
+    )
+    try:
+        refused = play(rig, tmp_path, module("pve_vfio", state="absent"), fails=True).said
+        assert "in use by sleep" in refused and _functions(rig) == now
+    finally:
+        rig.must("systemctl stop holder")
+    play(rig, tmp_path, module("pve_vfio", state="absent"))
+    assert _functions(rig) == before
