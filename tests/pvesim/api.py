@@ -1,0 +1,15 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All methods, in one router."""
+
+from __future__ import annotations
+
+from . import api_node, api_qemu, api_resources
+from .routing import Router
+
+
+def router() -> Router:
+    made = Router()
+    for part in (api_node, api_qemu, api_resources):
+        part.register(made)
+    return made

@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The machine under the node: processors, memory, huge pages, bridges, and PCI devices with their IOMMU groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PciDevice:
+    """One function. Numbers as sysfs writes them, without 0x. ``group`` None: no IOMMU."""
+
+    address: str
+    vendor: str
+    device: str
+    pci_class: str
+    group: int | None
+    subsystem: tuple[str, str] | None = None
+    name: str = ""
+    mdev: bool = False
+
+    def listed(self) -> dict[str, Any]:
+        """As ``/nodes/{node}/hardware/pci`` lists it."""
+        found: dict[str, Any] = {
+            "id": self.address,
+            "class": f"0x{self.pci_class}",
+            "vendor": f"0x{self.vendor}",
+            "device": f"0x{self.device}",
+            "iommugroup": -1 if self.group is None else self.group,
+            "device_name": self.name,
+        }
+        if self.subsystem:
+            found["subsystem_vendor"] = f"0x{self.subsystem[0]}"
+            found["subsystem_device"] = f"0x{self.subsystem[1]}"
+        if self.mdev:
+            found["mdev"] = 1
+        return found
+
+
+def graphics_cards(count: int, first_group: int = 10) -> list[PciDevice]:
+    """AMD RX 580 with their audio function, each card in a group of its own, on buses 01 upwards."""
+    found = []
+    for index in range(count):
+        bus = f"0000:{index + 1:02x}:00"
+        group = first_group + index
+        ours = ("1da2", "e353")
+        found.append(PciDevice(f"{bus}.0", "1002", "67df", "030000", group, ours, "Ellesmere [Radeon RX 580]"))
+        found.append(PciDevice(f"{bus}.1", "1002", "aaf0", "040300", group, ("1da2", "aaf0"), "Ellesmere HDMI Audio"))
+    return found
+
+
+@dataclass
+class Host:
+    """``memory``: MiB. ``numa_nodes``: how many. ``hugepages``: sizes in MiB that the kernel supports, each with how
+    many pages can still be had on node 0."""
+
+    cpus: int = 12
+    memory: int = 32768
+    numa_nodes: int = 1
+    hugepages: dict[int, int] = field(default_factory=lambda: {2: 16384, 1024: 24})
+    bridges: tuple[str, ...] = ("vmbr0",)
+    devices: dict[str, PciDevice] = field(default_factory=dict)
+
+    @classmethod
+    def standard(cls, gpus: int = 12) -> Host:
+        """The reference machine: 12 threads, 32 GiB, twelve cards."""
+        return cls(devices={card.address: card for card in graphics_cards(gpus)})
+
+    def replace(self, devices: Iterable[PciDevice]) -> None:
+        self.devices = {each.address: each for each in devices}
+
+    def functions(self, path: str) -> list[PciDevice]:
+        """Of a path as ``hostpci`` names it: one function, or without one all that the device has."""
+        full = path if re.match(r"[0-9a-f]{4,}:", path) and path.count(":") == 2 else f"0000:{path}"
+        return [
+            device
+            for address, device in sorted(self.devices.items())
+            if address == full or ("." not in full and address.startswith(f"{full}."))
+        ]
