@@ -202,7 +202,8 @@ class Report(msgspec.Struct, omit_defaults=True, kw_only=True):
     returncode: int | None = None
     error: str | None = None
     """``exit`` (returncode not 0), ``timeout``, ``signal``, ``start`` (could not be started), ``refused`` (type or
-    argument not allowed on this worker), ``cancelled``, ``shutdown`` (worker is stopping; costs the job no retry)."""
+    argument not allowed on this worker), ``disk`` (it has written more than it may), ``cancelled``, ``shutdown``
+    (worker is stopping; costs the job no retry)."""
     message: str = ""
     stdout: str = ""
     stderr: str = ""

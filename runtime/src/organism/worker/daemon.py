@@ -29,6 +29,7 @@ from organism.core._worker_settings import CONFIG, check_cpuset, load_settings
 from organism.worker.cache_use import CacheUse
 from organism.worker.devices import open_device
 from organism.worker.devices.base import DeviceError
+from organism.worker.disk import DiskLimits
 from organism.worker.exporter import Exporter
 from organism.worker.handlers import load_handlers
 from organism.worker.launch import Launcher, LaunchError
@@ -143,6 +144,10 @@ def build_runner(settings: Settings, root: Root, gpu: str) -> Runner:
             kill_grace=settings.number("KILL_GRACE_SEC"),
             log_bytes=settings.integer("LOG_MAX_MB") * 1024 * 1024,
             inherit=tuple(settings.words("JOB_ENV_PASS")),
+            disk=DiskLimits(
+                settings.integer("JOB_DISK_MAX_MB") * 1024 * 1024, settings.number("JOB_DISK_FREE_PERCENT")
+            ),
+            hidden=tuple(root.path(settings.text(name)) for name in ("BASE_ROOT", "RAM_ROOT")),
         ),
         TaskStore(cache, Owner(user.uid, user.gid) if user else None, disk_of(settings, root, gpu)),
         choose_launcher(settings, gpu, user),

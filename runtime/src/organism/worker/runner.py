@@ -11,13 +11,14 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from organism.bus import messages
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.worker.devices.base import Backend, DeviceError
+from organism.worker.disk import DiskGuard, DiskLimits
 from organism.worker.handlers import Handler
 from organism.worker.launch import Ending, Launch, Launcher, LaunchError, Process
 from organism.worker.output import Capture, PipeReader
@@ -25,7 +26,7 @@ from organism.worker.store import Attempt, OutsideError, Taken, TaskStore
 
 log = logging.getLogger(__name__)
 
-Why = Literal["cancelled", "shutdown", "timeout", "discard"]
+Why = Literal["cancelled", "shutdown", "timeout", "disk", "discard"]
 """Why a running job is stopped: ``discard`` means that nobody wants its report (revoked, or this worker was reset)."""
 
 VALUE_LIMIT = 256 * 1024
@@ -34,6 +35,8 @@ PIPE_PATIENCE = 5.0
 """Seconds for the rest of the output to arrive once the whole tree has ended."""
 UNKILLABLE = 30.0
 """Seconds after SIGKILL from which on a tree is held to be stuck in the kernel (state D: a hung GPU)."""
+DISK_EVERY = 1.0
+"""Seconds between two looks at what a job has written, at least."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -48,6 +51,9 @@ class RunSettings:
     report_bytes: int = messages.OUTPUT_LIMIT
     log_bytes: int = 64 * 1024 * 1024
     inherit: tuple[str, ...] = ("LANG", "TZ")
+    disk: DiskLimits = field(default_factory=DiskLimits)
+    hidden: tuple[Path, ...] = ()
+    """Directories with the other GPUs' files, beside those of this GPU's jobs."""
 
 
 class Stop:
@@ -246,15 +252,24 @@ class Runner:
             # only felt when this worker is frozen itself
             limit=timeout + self.settings.kill_grace + 10,
             nodes=self.device.binding(confined=self.launcher.confined).nodes,
-            hidden=tuple(top for top in self.store.tops if top.is_dir()),
+            hidden=tuple(top for top in (*self.settings.hidden, *self.store.tops) if top.is_dir()),
         )
+        watch = asyncio.create_task(_watch_disk(guard := self._disk_guard(attempt), stop))
+        notes: list[str] = []
         try:
             try:
                 process = await self.launcher.start(launch)
+                ending = await self._until_end(process, stop, timeout)
             except LaunchError as error:
                 return Ending(None, str(error)), []
-            ending = await self._until_end(process, stop, timeout)
-            notes = []
+            finally:
+                watch.cancel()
+                await asyncio.wait([watch])
+            if stop.why == "disk":
+                try:
+                    await asyncio.to_thread(guard.wipe)  # or it would be full for the next job as well
+                except OSError as error:
+                    notes.append(f"what it wrote could not be removed: {error}")
             for reader, capture in zip(readers, captures, strict=True):
                 if not await reader.finished(PIPE_PATIENCE):
                     notes.append(f"{capture.path.name} was still open after the job's end")
@@ -264,6 +279,12 @@ class Runner:
         finally:
             for reader in readers:
                 reader.stop()
+
+    def _disk_guard(self, attempt: Attempt) -> DiskGuard:
+        begun = attempt.work.stat()  # by the clock that its files get
+        # a job of the worker's own user: beside its directory nothing tells its files from the worker's
+        tops = (attempt.work,) if begun.st_uid == os.geteuid() else (attempt.work, self.settings.cache)
+        return DiskGuard(self.settings.disk, tops, begun.st_uid, begun.st_ctime)
 
     async def _until_end(self, process: Process, stop: Stop, timeout: float) -> Ending:
         end = asyncio.create_task(process.wait())
@@ -285,6 +306,23 @@ class Runner:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+
+
+async def _watch_disk(guard: DiskGuard, stop: Stop) -> None:
+    """Ask for the job's end once it has taken too much."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        begun = clock()
+        try:
+            reason = await asyncio.to_thread(guard.look)
+        except OSError as error:
+            log.warning("what the job has written cannot be measured: %s", error)
+            reason = ""
+        if reason:
+            stop.ask("disk", reason)
+            return
+        # a large tree takes long: at most a twentieth of a core for it
+        await asyncio.sleep(max(DISK_EVERY, 20 * (clock() - begun)))
 
 
 def _verdict(ending: Ending, stop: Stop, timeout: float) -> dict[str, Any]:
