@@ -212,7 +212,12 @@ class Guard:
         self.records.announce_stop(name)
         return self.carry_out(_guard_steps.stop_group(name), f"stop of group {name}")
 
-    def watch(self) -> tuple[Reason, ...]:
-        """One look of the watchdog; what is not as it should be."""
+    def watch(self, *, wait: float = 0.0) -> tuple[Reason, ...]:
+        """One look of the watchdog; what is not as it should be. While a request is being served it does not look."""
         enforce = self.config.watchdog == "enforce"
-        return self.carry_out(_guard_steps.watch(enforce=enforce), "watchdog", wait=0.0)
+        return self.carry_out(_guard_steps.watch(enforce=enforce), "watchdog", wait=wait)
+
+    def keep_only(self, vmid: int) -> tuple[Reason, ...]:
+        """Of the groups of a VM that runs, nothing else runs afterwards: it is the last that was asked for."""
+        self.records.announce(vmid, None)
+        return self.carry_out(_guard_steps.watch(enforce=True), f"switch to VM {vmid}")

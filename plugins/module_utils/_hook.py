@@ -36,6 +36,7 @@ TOTAL_TIMEOUT_S = 300.0
 TIMED_OUT = 124  # as timeout(1)
 REFUSED = 126  # as a shell says of what it may not execute
 
+_OWN_LIMIT = re.compile(rb"^# organism-hook: timeout=([0-9]{1,5})$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # as run-parts(8): no editor's or package manager's leftovers
 
 
@@ -45,7 +46,10 @@ class HookError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Seconds. ``timeouts``: of single entries by name; ``total`` bounds a whole phase, the foreign script included."""
+    """Seconds. ``timeouts``: of single entries by name, before what an entry's own head says, before ``entry``.
+
+    ``total`` bounds a whole phase, the foreign script included.
+    """
 
     entry: float = ENTRY_TIMEOUT_S
     total: float = TOTAL_TIMEOUT_S
@@ -148,12 +152,20 @@ def plan(root: Root, phase: str, vmid: int | None, limits: Settings, owner: int 
             continue
         path = f"{folder}/{name}"
         reason = f"its folder {folder} {unsafe}" if unsafe else _refusal(root, path, owner)
-        entries.append(Entry(name, path, limits.of(name), reason))
+        limit = limits.of(name) if reason or name in limits.timeouts else _own_limit(root, path) or limits.of(name)
+        entries.append(Entry(name, path, limit, reason))
     foreign = foreign_of(root, vmid, limits) if vmid is not None else None
     if foreign is not None:
         # on the way down in reverse: what was set up last is taken down first
         entries.insert(len(entries) if phase.endswith("-start") else 0, foreign)
     return Plan(vmid, phase, tuple(entries), limits.total, tuple(ignored))
+
+
+def _own_limit(root: Root, path: str) -> float | None:
+    """Seconds that a script's own head says it needs (``# organism-hook: timeout=270``), None where it says nothing."""
+    with root.path(path).open("rb") as script:
+        found = _OWN_LIMIT.search(script.read(1024))
+    return float(found[1]) if found and 0 < int(found[1]) <= 86400 else None
 
 
 def _refusal(root: Root, path: str, owner: int) -> str | None:
