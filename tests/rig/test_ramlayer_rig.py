@@ -48,6 +48,7 @@ def test_the_layer_outlives_reboot_reset_and_power_cut(rig: Rig, tmp_path: Path,
     play(
         rig,
         tmp_path,
+        role("host_tools"),
         role(
             "ramlayer",
             ramlayer_lowerdir="/mnt/layer/base",
