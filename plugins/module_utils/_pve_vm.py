@@ -56,6 +56,10 @@ class Request:
     wishes: Mapping[str, Wish] = field(default_factory=dict)
     create: Mapping[str, Wish] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
+    owned: Mapping[str, Wish] = field(default_factory=dict)
+    """What holds for a VM that was made here, which ``owned_tag`` tells."""
+    owned_tag: str = ""
+    only_existing: bool = False
     clone: Clone | None = None
     gpus: Gpus | None = None
     pool: str | None = None
@@ -82,6 +86,8 @@ def converge(pve: Pve, request: Request, *, check: bool) -> Outcome:
     found = _pve_find.vm(pve, request.vmid, request.name, request.node)
     if found.exists:
         return _update(pve, request, found, request.wishes, check=check)
+    if request.only_existing:
+        return Outcome(found, Difference())
     if found.vmid == 0:
         found = Vm(int(pve.get("/cluster/nextid")), found.node, name=found.name)
     return _create(pve, request, found, check=check)
@@ -93,7 +99,7 @@ def _update(pve: Pve, request: Request, vm: Vm, wishes: Mapping[str, Wish], *, c
         attempt += 1
         config = dict(pve.get(f"{vm.path}/config"))
         digest = config.pop("digest", None)
-        made, warnings = _planned(pve, request, vm, config, _named(request, wishes))
+        made, warnings = _planned(pve, request, vm, config, _named(request, config, wishes))
         outcome = Outcome(vm, made.difference, warnings=warnings, kept=made.kept)
         if check or not made:
             return _predicted(pve, outcome, made, config) if check else _read_back(pve, outcome, made)
@@ -112,9 +118,20 @@ def _update(pve: Pve, request: Request, vm: Vm, wishes: Mapping[str, Wish], *, c
             return _read_back(pve, outcome, made)
 
 
-def _named(request: Request, wishes: Mapping[str, Wish]) -> dict[str, Wish]:
-    """A VM that was found by its id gets the name that is asked for."""
-    return {**({"name": request.name} if request.name and request.vmid is not None else {}), **wishes}
+def _named(request: Request, config: Mapping[str, Any], wishes: Mapping[str, Wish]) -> dict[str, Wish]:
+    """All that holds for an existing VM: found by its id it gets the name, and one of ours what holds for ours."""
+    if request.name and request.vmid is not None:
+        wishes = {"name": request.name, **wishes}
+    if request.owned_tag and request.owned_tag in _tags(config.get("tags")):
+        wishes = _joined(request.owned, wishes)
+        tags = wishes.get("tags")
+        if isinstance(tags, str) and request.owned_tag not in _tags(tags):
+            wishes["tags"] = f"{tags};{request.owned_tag}"
+    return dict(wishes)
+
+
+def _tags(text: Any) -> list[str]:
+    return [tag for tag in str(text or "").replace(",", ";").split(";") if tag]
 
 
 def _planned(
@@ -216,7 +233,9 @@ def _predicted(pve: Pve, outcome: Outcome, made: ConfigPlan, config: Mapping[str
 
 
 def _create(pve: Pve, request: Request, vm: Vm, *, check: bool) -> Outcome:
-    wishes = _joined(request.create, request.wishes)
+    wishes = _joined(_joined(request.create, request.owned), request.wishes)
+    if request.owned_tag:
+        wishes["tags"] = ";".join(dict.fromkeys([*_tags(wishes.get("tags")), request.owned_tag]))
     if request.name:
         wishes = {"name": request.name, **wishes}
     if request.clone is not None:
@@ -301,8 +320,7 @@ def remove(
     if not found.exists:
         return Outcome(found, difference)
     config = pve.get(f"{found.path}/config")
-    tags = str(config.get("tags") or "").replace(",", ";").split(";")
-    if guard_tag and guard_tag not in tags:
+    if guard_tag and guard_tag not in _tags(config.get("tags")):
         raise PveRefused(f"{found} lacks the tag {guard_tag}, so it is not ours to destroy; nothing was changed")
     if found.running:
         raise PveRefused(f"{found} runs: stop it first with pve_vm_power; nothing was changed")

@@ -55,6 +55,19 @@ options:
       - The same for a new VM only, as volumes, keys and users of the guest. O(config) wins.
     type: dict
     default: {}
+  owned_config:
+    description:
+      - The same for a VM that this module has made, which O(owned_tag) tells. An adopted VM is not brought to it.
+    type: dict
+    default: {}
+  owned_tag:
+    description: Tag that a new VM gets.
+    type: str
+    default: ""
+  only_existing:
+    description: A VM that is not there is nothing to do.
+    type: bool
+    default: false
   cipassword:
     description: Password of the guest's user, for a new VM only, since Proxmox VE never shows it again.
     type: str
@@ -239,6 +252,9 @@ ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "config": {"type": "dict", "default": {}},
     "create": {"type": "dict", "default": {}},
+    "owned_config": {"type": "dict", "default": {}},
+    "owned_tag": {"type": "str", "default": ""},
+    "only_existing": {"type": "bool", "default": False},
     "cipassword": {"type": "str", "no_log": True},
     "clone": {"type": "dict", "options": CLONE, "mutually_exclusive": [["vmid", "name"]]},
     "gpus": {"type": "dict", "options": GPUS},
@@ -251,7 +267,7 @@ HIDDEN = ("cipassword", "sshkeys")
 
 def request(params: dict[str, Any], *, check: bool) -> _pve_vm.Request:
     """The module's arguments for the library. Raises WishRefused."""
-    for given in ("config", "create"):
+    for given in ("config", "create", "owned_config"):
         if "cipassword" in params[given]:
             raise _pve_vm_plan.WishRefused(
                 f"{given}: the password belongs into the option cipassword, which is not logged"
@@ -276,6 +292,9 @@ def request(params: dict[str, Any], *, check: bool) -> _pve_vm.Request:
         node=params["node"],
         wishes=_pve_vm_plan.read_wishes(params["config"]),
         create=_pve_vm_plan.read_wishes(params["create"]),
+        owned=_pve_vm_plan.read_wishes(params["owned_config"]),
+        owned_tag=params["owned_tag"],
+        only_existing=params["only_existing"],
         secrets={"cipassword": params["cipassword"]} if params["cipassword"] else {},
         clone=_pve_vm.Clone(**params["clone"]) if params["clone"] is not None else None,
         gpus=gpus,

@@ -42,6 +42,10 @@ options:
     description: Restart a VM that runs only if one of its options waits for it.
     type: bool
     default: false
+  only_existing:
+    description: A VM that is not there is nothing to do.
+    type: bool
+    default: false
   shutdown_timeout:
     description: Seconds for the guest to shut down.
     type: int
@@ -124,6 +128,7 @@ ARGUMENTS: dict[str, Any] = {
     "name": {"type": "str"},
     "state": {"type": "str", "choices": ["started", "stopped", "restarted"], "required": True},
     "only_pending": {"type": "bool", "default": False},
+    "only_existing": {"type": "bool", "default": False},
     "shutdown_timeout": {"type": "int", "default": 60},
     "force": {"type": "bool", "default": True},
     "start_timeout": {"type": "int", "default": 300},
@@ -135,7 +140,10 @@ ARGUMENTS: dict[str, Any] = {
 def run(pve: _pve_client.Pve, params: dict[str, Any], *, check: bool) -> tuple[_pve_power.Outcome, str]:
     """Raises PveError and GuestFailed."""
     clock = _pve_power.Clock()
-    vm = _pve_find.existing_vm(pve, params["vmid"], params["name"], params["node"])
+    asked = (params["vmid"], params["name"], params["node"])
+    vm = _pve_find.vm(pve, *asked) if params["only_existing"] else _pve_find.existing_vm(pve, *asked)
+    if not vm.exists:
+        return _pve_power.Outcome(vm), ""
     limits = _pve_power.Limits(
         shutdown=params["shutdown_timeout"], start=params["start_timeout"], force=params["force"]
     )

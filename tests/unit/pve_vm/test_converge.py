@@ -282,3 +282,31 @@ def test_removal_asks_for_a_stopped_unprotected_vm_of_ours(adopted: FakePve) -> 
     assert 200 in adopted.guests
     assert remove().difference.changed
     assert not remove().difference.changed
+
+
+def test_what_holds_for_ours_is_not_forced_on_an_adopted_vm(adopted: FakePve) -> None:
+    ours = _pve_vm_plan.read_wishes({"cores": 8, "net0": {"model": "virtio", "bridge": "vmbr0"}})
+    wanted = request({"onboot": 1}, owned=ours, owned_tag="organism")
+    converge(adopted, wanted)
+    assert adopted.guests[200].config["cores"] == 4
+    assert "tags" not in adopted.guests[200].config
+    made = request({"onboot": 1, "tags": "gpu"}, vmid=300, owned=ours, owned_tag="organism")
+    converge(adopted, made)
+    assert adopted.guests[300].config["cores"] == 8
+    assert adopted.guests[300].config["tags"] == "gpu;organism"
+    adopted.guests[300].config["cores"] = 2
+    assert converge(adopted, made).difference.message == 'change cores: "2" -> "8"'.replace('"', "")
+    assert not converge(adopted, made).difference.changed
+
+
+def test_a_vm_that_need_not_be_there_is_not_made(pve: FakePve) -> None:
+    assert not converge(pve, request({"cores": 2}, only_existing=True)).difference.changed
+    assert pve.guests == {}
+
+
+def test_a_password_is_sent_once_and_never_shown(pve: FakePve) -> None:
+    done = converge(pve, request({"cores": 2}, secrets={"cipassword": "s3cret"}))
+    assert pve.writes[0][2]["cipassword"] == "s3cret"
+    assert "s3cret" not in str(done.difference)
+    pve.guests[200].config["cipassword"] = "**********"
+    assert not converge(pve, request({"cores": 2}, secrets={"cipassword": "s3cret"})).difference.changed
