@@ -151,6 +151,7 @@ def add_mapping(call: Call) -> None:
             call.flag("mdev"),
             call.flag("live-migration-capable"),
         )
+        known.write()
 
 
 def change_mapping(call: Call) -> None:
@@ -177,11 +178,13 @@ def change_mapping(call: Call) -> None:
             each.mdev = call.flag("mdev")
         if "live-migration-capable" in call.params:
             each.live_migration = call.flag("live-migration-capable")
+        known.write()
 
 
 def remove_mapping(call: Call) -> None:
     with call.node.mappings.lock:
         call.node.mappings.by_id.pop(call.text("id"), None)
+        call.node.mappings.write()
 
 
 # ---- hardware --------------------------------------------------------------------------------------------------------

@@ -180,9 +180,9 @@ class Commands:
             return
         terminal.out(f"{'VMID':>10} {'NAME':<20} {'STATUS':<10} {'MEM(MB)':<10} {'BOOTDISK(GB)':>12} {'PID':<10}\n")
         for row in sorted(rows, key=lambda each: int(each["vmid"])):
-            memory, disk = row["maxmem"] // 1024**2, row["maxdisk"] / 1024**3
+            memory, disk, pid = row["maxmem"] // 1024**2, row["maxdisk"] / 1024**3, row.get("pid", 0)
             terminal.out(
-                f"{row['vmid']:>10} {row['name']:<20} {row['status']:<10} {memory:<10} {disk:>12.2f} {row.get('pid', 0):<10}\n"
+                f"{row['vmid']:>10} {row['name']:<20} {row['status']:<10} {memory:<10} {disk:>12.2f} {pid:<10}\n"
             )
 
 

@@ -88,6 +88,7 @@ class Control:
         for each in devices:
             each["subsystem"] = tuple(each["subsystem"]) if each.get("subsystem") else None
         self.node.host.replace(PciDevice(**each) for each in devices)
+        self.node.host.write_sysfs(self.node.top / "sys")
 
     def host(self, **values: Any) -> dict[str, Any]:
         """Change ``cpus``, ``memory`` (MiB), ``numa_nodes``, ``hugepages`` (size in MiB to pages), ``bridges``."""

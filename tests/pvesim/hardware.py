@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -72,6 +74,24 @@ class Host:
 
     def replace(self, devices: Iterable[PciDevice]) -> None:
         self.devices = {each.address: each for each in devices}
+
+    def write_sysfs(self, top: Path) -> None:
+        """The devices as ``/sys`` shows them, for what reads there: identity, class and IOMMU group."""
+        shutil.rmtree(top / "bus/pci", ignore_errors=True)
+        shutil.rmtree(top / "kernel/iommu_groups", ignore_errors=True)
+        for each in self.devices.values():
+            folder = top / "bus/pci/devices" / each.address
+            folder.mkdir(parents=True)
+            numbers = {"vendor": each.vendor, "device": each.device, "class": each.pci_class}
+            if each.subsystem:
+                numbers |= {"subsystem_vendor": each.subsystem[0], "subsystem_device": each.subsystem[1]}
+            for name, number in numbers.items():
+                (folder / name).write_text(f"0x{number}\n", encoding="ascii")
+            if each.group is not None:
+                members = top / f"kernel/iommu_groups/{each.group}/devices"
+                members.mkdir(parents=True, exist_ok=True)
+                (members / each.address).symlink_to(f"../../../../bus/pci/devices/{each.address}")
+                (folder / "iommu_group").symlink_to(f"../../../../kernel/iommu_groups/{each.group}")
 
     def functions(self, path: str) -> list[PciDevice]:
         """Of a path as ``hostpci`` names it: one function, or without one all that the device has."""

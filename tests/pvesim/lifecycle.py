@@ -69,7 +69,9 @@ def _start(node: Node, vmid: int, conf: Conf, task: Task, *, paused: bool) -> No
         _take_hugepages(node, config)
         run = node.top / "run/qemu-server"
         log = node.top / f"var/log/vm-{vmid}.log"
-        machine = process.start(node.settings.vm_kind, vmid, config, run, log, node.behaviour(vmid), paused=paused)
+        machine = process.start(
+            node.settings.vm_kind, vmid, config, addresses, run, log, node.behaviour(vmid), paused=paused
+        )
     except ApiError:
         node.reservations.release(vmid)
         raise

@@ -48,23 +48,35 @@ class Node:
 
     def __post_init__(self) -> None:
         self.name = self.settings.node
-        for folder in ("var/lock/qemu-server", "run/qemu-server", "var/log", "bin", f"etc/pve/nodes/{self.name}"):
+        for folder in (
+            "var/lock/qemu-server",
+            "run/qemu-server",
+            "var/log",
+            "bin",
+            "etc/pve/mapping",
+            f"etc/pve/nodes/{self.name}",
+        ):
             (self.top / folder).mkdir(parents=True, exist_ok=True)
         configs = self.top / "etc/pve/nodes" / self.name / "qemu-server"
         configs.mkdir(exist_ok=True)
-        link = self.top / "etc/pve/qemu-server"
-        if not link.is_symlink():
-            link.symlink_to(f"nodes/{self.name}/qemu-server")
+        for link, target in (
+            ("etc/pve/qemu-server", f"nodes/{self.name}/qemu-server"),
+            ("etc/pve/local", f"nodes/{self.name}"),
+            ("var/run", "../run"),
+        ):
+            if not (self.top / link).is_symlink():
+                (self.top / link).symlink_to(target)
         self.host = Host.standard(self.settings.gpus)
+        self.host.write_sysfs(self.top / "sys")
         self.access = Access(self.clock, self.settings.root_password)
         self.tasks = Tasks(self.name)
         self.configs = Configs(configs, self.name)
         self.storages = Storages(self.top)
-        self.mappings = Mappings()
+        self.mappings = Mappings(self.top / "etc/pve/mapping/pci.cfg")
         self.machines: dict[int, Machine] = {}
         self.behaviours: dict[int, Behaviour] = {}
         self.reboot_requests: set[int] = set()
-        self.reservations = Reservations(self.pid)
+        self.reservations = Reservations(self.pid, self.top / "run/qemu-server/pci-id-reservations")
         self.ha: dict[int, str] = {}
         self.guard = threading.RLock()
         self.started = time.time()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import ApiError, Died
@@ -26,6 +27,13 @@ def fields(text: str) -> dict[str, str]:
             key, equals, value = part.partition("=")
             found[key if equals else "_"] = value if equals else key
     return found
+
+
+def replace_file(path: Path, text: str) -> None:
+    """In one step, as PVE::Tools::file_set_contents does."""
+    fresh = path.with_name(f"{path.name}.tmp")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def hostpci(text: str) -> dict[str, str]:
@@ -57,9 +65,21 @@ class PciMapping:
 class Mappings:
     """``/etc/pve/mapping/pci.cfg``."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
         self.by_id: dict[str, PciMapping] = {}
         self.lock = threading.Lock()
+        self.file = file
+
+    def write(self) -> None:
+        """The file as PVE::SectionConfig writes it, whose sections here have no type in front."""
+        text = ""
+        for name, each in sorted(self.by_id.items()):
+            text += f"{name}\n"
+            for key, value in each.shown().items():
+                if key != "id":
+                    text += "".join(f"\t{key} {one}\n" for one in (value if isinstance(value, list) else [value]))
+            text += "\n"
+        replace_file(self.file, text)
 
     @property
     def digest(self) -> str:
@@ -150,6 +170,7 @@ class Reservations:
     """``/run/qemu-server/pci-id-reservations``. ``running_pid``: of a VM, None when it does not run."""
 
     running_pid: Callable[[int], int | None]
+    file: Path
     by_address: dict[str, Reservation] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -167,10 +188,19 @@ class Reservations:
                 until = time.time() + timeout + 5 if timeout is not None and pid is None else None
                 wanted[address] = Reservation(vmid, pid, until)
             self.by_address.update(wanted)
+            self._write()
 
     def release(self, vmid: int) -> None:
         with self.lock:
             self.by_address = {address: held for address, held in self.by_address.items() if held.vmid != vmid}
+            self._write()
+
+    def _write(self) -> None:
+        text = ""
+        for address, held in sorted(self.by_address.items()):
+            told = f"pid:{held.pid}" if held.pid is not None else f"time:{int(held.until or 0)}"
+            text += f"{address} {held.vmid} {told}\n"
+        replace_file(self.file, text)
 
     def choose(self, devices: Mapping[str, list[list[str]]], vmid: int) -> list[str]:
         """Addresses for each ``hostpciN``, in order (PVE::QemuServer::PCI, choose_hostpci_devices). Raises Died."""

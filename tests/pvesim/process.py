@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,9 +107,20 @@ class Machine:
 
 
 def start(
-    kind: str, vmid: int, config: Mapping[str, str], run: Path, log: Path, behaviour: Behaviour, *, paused: bool = False
+    kind: str,
+    vmid: int,
+    config: Mapping[str, str],
+    devices: Sequence[str],
+    run: Path,
+    log: Path,
+    behaviour: Behaviour,
+    *,
+    paused: bool = False,
 ) -> Machine:
-    """Start a VM's process. ``kind``: ``qemu`` or ``stand-in``. Raises Died as Proxmox VE does when QEMU fails."""
+    """Start a VM's process. ``kind``: ``qemu`` or ``stand-in``. ``devices``: PCI addresses that it gets.
+
+    Raises Died as Proxmox VE does when QEMU fails.
+    """
     if behaviour.fails_to_start:
         raise Died("start failed: QEMU exited with code 1")
     name = config.get("name", f"vm{vmid}")
@@ -121,6 +132,7 @@ def start(
         program = shutil.which(QEMU) or QEMU
     else:
         words = ["/usr/bin/kvm", "-S", "-E", "-c", "import signal; signal.pause()", "-id", str(vmid), "-name", name]
+        words += [word for each in devices for word in ("-device", f"vfio-pci,host={each}")]
         program = sys.executable
     if Path("/run/systemd/system").is_dir() and os.geteuid() == 0:
         words = [
