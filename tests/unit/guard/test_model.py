@@ -9,11 +9,10 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.guard.model import Node, Task
 
 from organism.core._guard import PREEMPT, REFUSE, Group, Memory, Vm
 from organism.core._guard_devices import Device
-
-from unit.guard.model import Node, Task
 
 GPUS = ["0000:01:00", "0000:02:00", "0000:03:00", "0000:04:00"]
 VMIDS = range(100, 106)
