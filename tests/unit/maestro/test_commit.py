@@ -15,6 +15,7 @@ import pytest
 from organism.bus.errors import (
     ApiError,
     DuplicateInBatch,
+    FenceBusy,
     StreamFull,
     SubjectFull,
     Unavailable,
@@ -39,9 +40,19 @@ class Stream:
         self.lose_answer: list[bool] = []
         self.lose_request: list[bool] = []
         self.nc = SimpleNamespace(is_closed=False)
+        self.replicated = False
+        self.under_way = 0
 
     def _lost(self, plan: list[bool]) -> bool:
         return bool(plan) and plan.pop(0)
+
+    async def _alone(self) -> None:
+        """A replicated stream takes one fenced write at a time."""
+        if self.replicated and self.under_way:
+            raise FenceBusy("another write under the same fence is on its way")
+        self.under_way += 1
+        await asyncio.sleep(0)
+        self.under_way -= 1
 
     def _check(self, message: Outgoing) -> None:
         if message.expect is not None and message.expect[0] != self.fence:
@@ -54,7 +65,7 @@ class Stream:
     async def publish(self, subject: str, data: bytes, *, msg_id: str | None = None, expect: Any = None) -> PubAck:
         if self._lost(self.lose_request):
             raise Unavailable("lost on its way")
-        await asyncio.sleep(0)
+        await self._alone()
         if msg_id in self.ids:
             ack = PubAck("S", self.ids[msg_id], duplicate=True)
         else:
@@ -71,7 +82,7 @@ class Stream:
         self.batches.append(len(messages))
         if self._lost(self.lose_request):
             raise Unavailable("lost on its way")
-        await asyncio.sleep(0)
+        await self._alone()
         if any(message.msg_id in self.ids for message in messages):
             raise DuplicateInBatch(400, 10201, "duplicate")
         for message in messages:
@@ -113,6 +124,7 @@ class Desk:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commit, "RETRY", 0.0)
+    monkeypatch.setattr(commit, "BUSY", 0.0)
 
 
 def names(count: int) -> list[str]:
@@ -239,6 +251,16 @@ def test_closing_tells_what_was_not_sent() -> None:
         assert len(desk.outcomes) == 3
 
     asyncio.run(main())
+
+
+def test_a_replicated_stream_gets_one_fenced_write_at_a_time_and_nobody_is_thought_fenced_off() -> None:
+    stream = Stream()
+    stream.replicated = True
+    desk = run(stream, names(3), ["n1", "n2"], ["o1", "o2", "o3"])
+    assert desk.fenced == []
+    assert sorted(stream.messages) == sorted([*names(3), "n1", "n2", "o1", "o2", "o3"])
+    assert {stream.messages[seq - 1] for seq in desk.outcomes.values() if isinstance(seq, int)} == set(stream.messages)
+    assert stream.batches == [2, 3], "once it has said so, each group is fenced as a whole"
 
 
 def test_the_fence_moves_between_two_groups_also_when_the_answer_is_lost() -> None:

@@ -29,6 +29,13 @@ class Unavailable(BusError):
     """No answer in time. The request may or may not have taken effect: ask again with the same message id."""
 
 
+class FenceBusy(Unavailable):
+    """A replicated stream checks one write under a fence at a time, and another one is on its way: ask again.
+
+    It says nothing about who holds the fence (``expectedPerSubjectInProcess`` in nats-server's jetstream_batching.go).
+    """
+
+
 class ConsumerGone(BusError):
     """The durable consumer does not exist (any more): the topology has to be applied."""
 
@@ -68,7 +75,12 @@ class NotFound(ApiError):
     """No such stream, consumer or message."""
 
 
-WRONG_LAST_SEQUENCE = (10071, 10164)  # the second: the stream does not know the sequence (ADR-50 calls it constant)
+WRONG_LAST_SEQUENCE = 10071
+FENCE_BUSY = 10164
+UNSETTLED = (10008, 10009, 10158, 10163)
+"""A cluster that elects a leader (twice); an earlier try of the same message is still on its way (it may yet be stored:
+whoever took this for a refusal would decide anew about what is decided already); a fence that cannot be checked yet."""
+NOT_LEADING = ("raft: not leader", "raft: stepped down")
 STORE_FAILED = 10077
 DUPLICATE_IN_BATCH = 10201
 NOT_FOUND = (10014, 10037, 10059)  # consumer, message, stream
@@ -77,7 +89,7 @@ NOT_FOUND = (10014, 10037, 10059)  # consumer, message, stream
 def api_error(code: int, err_code: int, description: str, subject: str = "") -> ApiError:
     """The most telling class for JetStream's answer."""
     kind: type[ApiError] = ApiError
-    if err_code in WRONG_LAST_SEQUENCE:
+    if err_code == WRONG_LAST_SEQUENCE:
         kind = WrongLastSequence
     elif err_code == DUPLICATE_IN_BATCH:
         kind = DuplicateInBatch

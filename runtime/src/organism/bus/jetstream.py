@@ -20,7 +20,17 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from organism.bus.connection import BusClient
-from organism.bus.errors import ApiError, BusError, NotFound, Unavailable, api_error
+from organism.bus.errors import (
+    FENCE_BUSY,
+    NOT_LEADING,
+    UNSETTLED,
+    ApiError,
+    BusError,
+    FenceBusy,
+    NotFound,
+    Unavailable,
+    api_error,
+)
 
 MAX_BATCH = 1000
 """Messages in an atomic batch; the server refuses more."""
@@ -107,6 +117,8 @@ class JetStream:
             try:
                 left = max(0.05, deadline - time.monotonic())
                 return _pub_ack(await self.nc.ask(subject, data, headers=everything, timeout=left), subject)
+            except FenceBusy:
+                raise
             except Unavailable:
                 if msg_id is None or time.monotonic() + RETRY >= deadline or self.nc.is_closed:
                     raise
@@ -224,8 +236,10 @@ def _decoded(answer: Msg, subject: str) -> dict[str, Any]:
         code = int(problem.get("code", 0))
         err_code = int(problem.get("err_code", 0))
         description = str(problem.get("description", ""))
-        # a cluster that is electing a leader, or a server that is still reading its streams
-        if err_code in (10008, 10009) or (code == 503 and err_code == 10039):
+        if err_code == FENCE_BUSY:
+            raise FenceBusy(f"{subject}: another write under the same fence is on its way")
+        # 10039: a server that is still reading its streams
+        if err_code in UNSETTLED or (code == 503 and (err_code == 10039 or description in NOT_LEADING)):
             raise Unavailable(f"{subject}: {description}")
         raise api_error(code, err_code, description, subject)
     return dict(decoded)

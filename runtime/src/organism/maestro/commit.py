@@ -4,9 +4,10 @@
 
 A single publish costs one fsync; an atomic batch of any size four, and about a millisecond of the server's time, which
 makes a small store on disk for each (nats-server 2.15.1, ``sync_interval: always``). So small groups go as pipelined
-singles and large ones as batches; what is small is measured, since it depends on the disk. Every write carries the
-fence: the server refuses it when another conductor has taken over. What became of a message is always found out:
-nothing is given up while it may be stored.
+singles and large ones as batches; what is small is measured, since it depends on the disk. A replicated stream takes
+one fenced write at a time: once it has said so, every group goes as a batch, which is fenced as a whole. Every write
+carries the fence: the server refuses it when another conductor has taken over. What became of a message is always found
+out: nothing is given up while it may be stored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from organism.bus.errors import BusError, DuplicateInBatch, StreamFull, SubjectFull, Unavailable, WrongLastSequence
+from organism.bus.errors import (
+    BusError,
+    DuplicateInBatch,
+    FenceBusy,
+    StreamFull,
+    SubjectFull,
+    Unavailable,
+    WrongLastSequence,
+)
 from organism.bus.jetstream import MAX_BATCH, Expect, JetStream, Outgoing
 
 log = logging.getLogger(__name__)
@@ -31,6 +40,8 @@ GROUP_BYTES = 8 * 1024 * 1024
 """Payload of a group; one message may be larger."""
 RETRY = 0.2
 """Seconds before a write is tried again that the server could not answer."""
+BUSY = 0.02
+"""The same when an earlier write under the fence is still on its way through a cluster."""
 
 
 class Fenced(Exception):
@@ -89,6 +100,8 @@ class Writer:
         self.name = name
         self.fence = fence
         self.pace = Pace()
+        self.one_at_a_time = False
+        """The stream is replicated, and refuses a second fenced write while one is on its way."""
         self.settled = 0
         """All groups that touched sequences up to here are completely known."""
         self._on_fenced = on_fenced
@@ -202,7 +215,7 @@ class Writer:
 
     async def _commit(self, group: list[_Write]) -> None:
         started = time.monotonic()
-        if not self.pace.batched(len(group)):
+        if not (len(group) > 1 if self.one_at_a_time else self.pace.batched(len(group))):
             await self._singles(group)
             self.pace.took(len(group), time.monotonic() - started, batched=False)
             return
@@ -212,6 +225,9 @@ class Writer:
         while True:
             try:
                 ack = await self.js.publish_batch(messages)
+            except FenceBusy:
+                await self._in_turn()
+                continue
             except Unavailable as problem:
                 log.warning("%s: %s; trying again", self.name, problem)
                 await asyncio.sleep(RETRY)  # see Writer.move_fence
@@ -238,8 +254,10 @@ class Writer:
             write.tell(start + offset)
 
     async def _singles(self, group: list[_Write]) -> None:
-        for at in range(0, len(group), 100):
-            part = group[at : at + 100]
+        at = 0
+        while at < len(group):
+            part = group[at : at + (1 if self.one_at_a_time else 100)]
+            at += len(part)
             if self._closed:
                 for write in part:
                     write.tell(Fenced("not leading"))
@@ -253,10 +271,17 @@ class Writer:
                 else:
                     write.tell(outcome)
 
+    async def _in_turn(self) -> None:
+        self.one_at_a_time = True
+        await asyncio.sleep(BUSY)  # nothing tells when the other write has come through
+
     async def _single(self, message: Outgoing) -> int | BusError:
         while True:
             try:
                 ack = await self.js.publish(message.subject, message.data, msg_id=message.msg_id, expect=self.fence)
+            except FenceBusy:
+                await self._in_turn()
+                continue
             except Unavailable as problem:
                 if self.js.nc.is_closed:
                     return problem
