@@ -15,13 +15,15 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import _guard, _guard_devices, _memory_budget, _pve_strings, _qemu
 from ._guard import Group, Memory, State, Vm
 from ._guard_config import Config
+from ._guard_devices import Device
 from ._guard_records import Lease, Process, Records
 from ._root import Root
 
@@ -161,22 +163,44 @@ def phase(root: Root, config: VmConfig, lease: Lease | None) -> str:
     return _guard.STOPPED
 
 
-def reservations(root: Root) -> dict[int, list[str]]:
-    """VMID to the addresses that Proxmox VE has noted for it, of processes that may have ended."""
-    found: dict[int, list[str]] = {}
+def reservations(root: Root, vmid: int, pid: int | None) -> list[str]:
+    """Addresses that Proxmox VE has noted for a VM: for its process ``pid``, or for its start that is under way.
+
+    Lines ``ADDRESS VMID pid:PID`` or ``ADDRESS VMID time:UNTIL`` (s since 1970); what is left of an ended process, or
+    of a start that has failed, does not count (PVE::QemuServer::PCI).
+    """
+    found = []
     for line in (root.read_or_none(RESERVATIONS) or "").splitlines():
         words = line.split()
-        if len(words) >= 2 and words[1].isdigit():
-            found.setdefault(int(words[1]), []).append(words[0])
+        if len(words) != 3 or words[1] != str(vmid):
+            continue
+        kind, _colon, value = words[2].partition(":")
+        if value.isdigit() and (int(value) > time.time() if kind == "time" else int(value) == pid):
+            found.append(words[0])
     return found
 
 
-def held_keys(root: Root, running: _qemu.Machine, reserved: list[str], *, share: bool) -> frozenset[str] | None:
-    """Keys of the devices that a running VM has; None when neither QEMU nor Proxmox VE tells."""
-    words = (root.read_or_none(f"/proc/{running.pid}/cmdline") or "").split("\0")
-    addresses = list(_guard_devices.addresses_in(words)) or reserved
+def _keys(root: Root, addresses: Iterable[str], *, share: bool) -> frozenset[str] | None:
     keys = [_guard_devices.keys_of(root, address, share_functions=share) for address in addresses]
     return frozenset[str]().union(*keys) if keys else None
+
+
+def held_by_running(root: Root, running: _qemu.Machine, vmid: int, *, share: bool) -> frozenset[str] | None:
+    """Keys of the devices that a running VM has; None when neither QEMU nor Proxmox VE tells."""
+    words = (root.read_or_none(f"/proc/{running.pid}/cmdline") or "").split("\0")
+    addresses = list(_guard_devices.addresses_in(words)) or reservations(root, vmid, running.pid)
+    return _keys(root, addresses, share=share)
+
+
+def held_by_starting(
+    root: Root, devices: Iterable[Device], lease: Lease | None, vmid: int, *, share: bool
+) -> frozenset[str] | None:
+    """Keys of a VM that is starting: what Proxmox VE has reserved for it, before that what its lease foresees."""
+    reserved = _keys(root, reservations(root, vmid, None), share=share)
+    if reserved is not None:
+        fixed = (device.alternatives[0] for device in devices if len(device.alternatives) == 1)
+        return reserved.union(*fixed)
+    return frozenset(lease.keys) if lease is not None else None
 
 
 def vm_of(root: Root, config: VmConfig, lease: Lease | None, settings: Config, known: _guard_devices.Mappings) -> Vm:
@@ -192,10 +216,11 @@ def vm_of(root: Root, config: VmConfig, lease: Lease | None, settings: Config, k
     running = machine(root, config.vmid) if now == _guard.RUNNING else None
     held: frozenset[str] | None = None
     if running is not None:
-        held = (
-            held_keys(root, running, reservations(root).get(config.vmid, []), share=share) if config.hostpci else None
-        )
-        held = frozenset() if held is None and not config.hostpci else held
+        held = held_by_running(root, running, config.vmid, share=share)
+    elif now != _guard.STOPPED:
+        held = held_by_starting(root, found, lease, config.vmid, share=share)
+    if held is None and not config.hostpci:
+        held = frozenset()
     return Vm(
         config.vmid,
         config.name,

@@ -98,12 +98,18 @@ class Node:
             return _guard.KEPT
         return _guard.STOPPED
 
+    def held(self, vmid: int) -> frozenset[str] | None:
+        if vmid in self.running or vmid in self.reserved:
+            return self.running.get(vmid) or self.reserved.get(vmid)
+        lease = self.leases.get(vmid)
+        return lease.decision.keys if lease else None
+
     def state(self) -> State:
         vms = {
             vmid: replace(
                 vm,
                 phase=self.phase(vmid),
-                held=self.running.get(vmid) or self.reserved.get(vmid),
+                held=self.held(vmid),
                 lock="backup" if vmid in self.config_locks else "",
                 since=self.since.get(vmid, 0),
             )

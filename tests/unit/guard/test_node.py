@@ -242,3 +242,12 @@ def test_a_lease_is_json_with_its_fields() -> None:
     shown = json.loads(json.dumps(_guard_records.summary({100: Lease(100, ("a",), 1, "now", cluster=("ml",))})))
     assert shown[0]["keys"] == ["a"]
     assert {"vm", "cluster", "backend", "acquired", "generation"} <= shown[0].keys()
+
+
+def test_reservations_count_for_their_process_or_until_their_time(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    (tmp_path / "run/qemu-server").mkdir(parents=True)
+    lines = ["0000:01:00.0 100 pid:77", "0000:02:00.0 100 time:1", "0000:03:00.0 100 time:99999999999", "x 101 pid:77"]
+    (tmp_path / "run/qemu-server/pci-id-reservations").write_text("\n".join(lines) + "\n")
+    assert _guard_pve.reservations(root, 100, 77) == ["0000:01:00.0", "0000:03:00.0"]
+    assert _guard_pve.reservations(root, 100, None) == ["0000:03:00.0"]
