@@ -125,14 +125,16 @@ def test_what_others_have_changed_since_stays(host: Hosts) -> None:
 
 
 def test_cards_that_proxmox_had_bound_stay_bound(host: Hosts) -> None:
-    it = host("epyc_two_sockets")
-    cards = bound(it)
-    for address in cards:
-        write(it.root, f"/sys/bus/pci/devices/{address}/driver_override", "(null)")
-    it.have({"class": "display"})
-    assert overridden(it) == cards == bound(it)
+    """Proxmox VE binds without an override (new_id), and so may an administrator."""
+    it = host("pool_host")
+    it.have({"address": "05:00"}, bind="now")
+    it.root.path(RECORD).unlink()
+    for card in ("0000:05:00.0", "0000:05:00.1"):
+        write(it.root, f"/sys/bus/pci/devices/{card}/driver_override", "(null)")
+    it.have({"address": "05:00"})
+    assert overridden(it) == bound(it) == ["0000:05:00.0", "0000:05:00.1"]
     it.have()
-    assert bound(it) == cards and not overridden(it)
+    assert bound(it) == ["0000:05:00.0", "0000:05:00.1"] and not overridden(it)
 
 
 def test_ids_take_the_kind_at_the_next_boot(host: Hosts) -> None:
