@@ -23,6 +23,7 @@ LAB = {
 }
 TEST = {
     "e2fsprogs": "file systems that the cache tests fill up",
+    "libfaketime": "steps of the clock in the chaos suite",
     "git": "the checkers' view of which files belong to the project",
     "shellcheck": "checks the shell scripts",
     "strace": "counts what the durability tests must see",

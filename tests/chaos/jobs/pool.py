@@ -171,7 +171,7 @@ class Pool:
             part.start()
         # starting Python so often takes seconds on a small machine: nobody is to be thought dead for it
         async with asyncio.timeout(HANG):
-            while not all("serves" in worker.log.read_text() for worker in self.workers):
+            while not all("serves" in worker.log.read_text() for worker in self.workers):  # noqa: ASYNC110 - see below
                 await asyncio.sleep(0.1)  # a log tells nobody
 
     async def _answering(self, js: JetStream) -> None:
