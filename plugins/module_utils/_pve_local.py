@@ -98,7 +98,8 @@ def command_words(params: Mapping[str, Any]) -> list[str]:
         if value is None:
             continue
         for each in value if isinstance(value, (list, tuple)) else [value]:
-            words += [f"--{key}", str(int(each)) if isinstance(each, bool) else str(each)]
+            # with "=", since a value may begin with a dash
+            words.append(f"--{key}={int(each) if isinstance(each, bool) else each}")
     return words
 
 

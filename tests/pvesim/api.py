@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from . import api_node, api_qemu, api_resources
+from . import api_clone, api_node, api_qemu, api_resources
 from .routing import Router
 
 
 def router() -> Router:
     made = Router()
-    for part in (api_node, api_qemu, api_resources):
+    for part in (api_node, api_qemu, api_clone, api_resources):
         part.register(made)
     return made

@@ -10,16 +10,23 @@ from __future__ import annotations
 from . import lifecycle
 from .errors import ApiError, Died, Unknown
 from .lifecycle import Stop
+from .locks import locked
 from .node import Node
 from .tasks import Task
 
 STOPWAIT_S = 600
+LOCKWAIT_S = 180 * 60
 
 
 def run(node: Node, vmid: int, mode: str, stamp: str, task: Task) -> None:
-    """Back one VM up. Raises Died; the lock goes away either way."""
+    """Back one VM up; one backup at a time on a node. Raises Died; the VM's lock goes away either way."""
     if mode not in ("stop", "snapshot"):
         raise Unknown(f"a backup in mode {mode}")
+    with locked(node.top / "run/vzdump.lock", "/var/run/vzdump.lock", LOCKWAIT_S, task.log):
+        _run(node, vmid, mode, stamp, task)
+
+
+def _run(node: Node, vmid: int, mode: str, stamp: str, task: Task) -> None:
     task.log(f"INFO: Starting Backup of VM {vmid} (qemu)")
     was_running = node.machine(vmid) is not None
     task.log(f"INFO: status = {'running' if was_running else 'stopped'}")

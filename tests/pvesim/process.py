@@ -131,7 +131,7 @@ def start(
         words = _qemu(vmid, name, config, qmp, run, paused=paused)
         program = shutil.which(QEMU) or QEMU
     else:
-        words = ["/usr/bin/kvm", "-S", "-E", "-c", "import signal; signal.pause()", "-id", str(vmid), "-name", name]
+        words = ["/usr/bin/kvm", "-I", "-c", "import signal; signal.pause()", "-id", str(vmid), "-name", name]
         words += [word for each in devices for word in ("-device", f"vfio-pci,host={each}")]
         program = sys.executable
     if Path("/run/systemd/system").is_dir() and os.geteuid() == 0:
