@@ -47,6 +47,7 @@ LEVELS = {
         Level(2, "extreme", ("pve",), ("vm_hook", "qemu_pin", "steering", "mitigations")),
         Level(3, "irq", ("pve",), ("irq", "nic")),
         Level(4, "perfection", ("pve",), ("power",)),
+        Level(6, "gpu_pool", ("pve",), ("gpu_passthrough", "vm_guard", "pool_vm")),
         Level(7, "fleet", ("bus", "gpu_pool", "conductor"), ("runtime", "gpu", "bus", "gpucache", "worker")),
         Level(8, "conductor", ("conductor",), ("conductor",)),
         Level(9, "proof", ("conductor",), ("validate",)),
