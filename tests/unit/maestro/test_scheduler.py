@@ -232,3 +232,26 @@ def test_decisions_are_those_of_a_plain_search(history: list[Any]) -> None:
             fleet.assign(gpu, TaskRef(job.task_id, 1), job.seq, 0.0)
             del waiting[job.seq]
         assert len(queue.scheduler) == len(waiting)
+
+
+def test_who_goes_before_whom_is_counted_among_rivals_only() -> None:
+    queue = Queue(fleet_of(a=8192, b=16384))
+    rival = queue.add(priority=5)
+    queue.add(priority=5, min_vram_mb=99_999)  # wants no GPU that the others want
+    queue.add(priority=5, gpu="b", queue="held")
+    queue.scheduler.paused.add("held")
+    mine = queue.add(min_vram_mb=10_000)
+    later = queue.add()
+    assert queue.scheduler.ahead(mine) == [rival]
+    assert queue.scheduler.ahead(rival) == []
+    assert queue.scheduler.ahead(later) == [rival, mine]
+
+
+def test_why_a_gpu_does_not_suit_is_said_per_gpu() -> None:
+    queue = Queue(fleet_of(a=8192, b=16384))
+    gpus = queue.fleet.gpus
+    assert queue.scheduler.misfit(queue.add(min_vram_mb=10_000), gpus["a"]) == (
+        "it has 8192 MiB of memory, the job wants 10000"
+    )
+    assert queue.scheduler.misfit(queue.add(gpu="a"), gpus["b"]) == "the job wants a"
+    assert queue.scheduler.misfit(queue.add(type="noop"), gpus["b"]) == ""

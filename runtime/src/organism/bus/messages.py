@@ -131,6 +131,22 @@ class Device(msgspec.Struct, omit_defaults=True, kw_only=True):
     vram_mb: int = 0
 
 
+PROGRESS_TEXT = 200
+"""Most characters of what a job says of its progress."""
+
+
+class Progress(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """How far a running attempt says it is."""
+
+    task_id: Identifier
+    attempt: int
+    fraction: float | None = None
+    """0 to 1."""
+    text: str = ""
+    ts: str = ""
+    """When the worker saw it."""
+
+
 class Heartbeat(msgspec.Struct, omit_defaults=True, kw_only=True):
     """A worker's sign of life: published once on ``gpu.worker.up.<gpu>``, then requested on the heartbeat subject."""
 
@@ -151,6 +167,8 @@ class Heartbeat(msgspec.Struct, omit_defaults=True, kw_only=True):
     unreported: list[TaskRef] = []
     """Finished, with an outcome on disk that the conductor has not yet acknowledged."""
     draining: bool = False
+    progress: list[Progress] = []
+    """Of the running attempts that say something."""
 
 
 class HeartbeatReply(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -15,6 +15,8 @@ result        TaskRequest         ResultReply         owner or operator; not_fou
 wait          WaitRequest         WaitReply           owner or operator (another's job is ``unknown``)
 cancel        TaskRequest         JobReply            owner or operator; not_found; conflict when it is already final
 logs          LogsRequest         LogsReply           owner or operator; not_found; unavailable (its worker is away)
+explain       TaskRequest         ExplainReply        owner or operator; not_found
+history       HistoryRequest      HistoryReply        own jobs; another's ``user`` or ``all`` operators: forbidden
 top           TopRequest          TopReply            everyone; ``job`` of others' jobs is shown, their output never is
 drain         DrainRequest        DrainReply          operators: forbidden; not_found
 pause         PauseRequest        PauseReply          operators: forbidden
@@ -33,7 +35,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from organism.bus.messages import BadMessage, DeadLetter, Identifier, Result, RpcError, State
+from organism.bus.messages import BadMessage, DeadLetter, Identifier, Result, RpcError, State, StateEvent
 
 OPERATIONS = (
     "status",
@@ -42,6 +44,8 @@ OPERATIONS = (
     "wait",
     "cancel",
     "logs",
+    "explain",
+    "history",
     "top",
     "drain",
     "pause",
@@ -110,6 +114,9 @@ class JobInfo(_Reply, omit_defaults=True, kw_only=True):
     labels: dict[str, str] = {}
     command: str = ""
     """At most 200 characters for display, owner and operators only."""
+    progress: float | None = None
+    """0 to 1, as the running attempt says."""
+    progress_text: str = ""
 
 
 class JobReply(_Reply, omit_defaults=True, kw_only=True):
@@ -172,6 +179,95 @@ class LogsReply(_Reply, omit_defaults=True, kw_only=True):
     attempt: int = 0
 
 
+class Candidate(_Reply, omit_defaults=True, kw_only=True):
+    """One GPU, from the point of view of one job."""
+
+    gpu: str
+    suits: bool
+    """It is of the kind wanted, whatever its state."""
+    free: bool = False
+    """It could take this job now."""
+    why: str = ""
+    """Why not, or what speaks for it."""
+    score: float | None = None
+    """What the scheduler compares, lower is better; absent when it cannot get a job."""
+
+
+class ExplainReply(_Reply, omit_defaults=True, kw_only=True):
+    """Why a job is where it is, at this moment."""
+
+    task_id: str
+    state: State
+    summary: str
+    """One sentence: what it waits for, where it runs and why there, or how it ended."""
+    queue: str = "default"
+    paused: bool = False
+    """An operator has paused its queue."""
+    limit: str = ""
+    """The user's limit that holds it back."""
+    waits_for: dict[str, str] = {}
+    """Jobs that have to end first (at most 100), with their states as far as the asker may know."""
+    ready_in: float = 0
+    """Seconds until its delay or back-off is over."""
+    deadline_in: float | None = None
+    """Seconds until it fails unless it has ended."""
+    ahead: int = 0
+    """Waiting jobs that go first by the queue's order, among those that could use a GPU that this one could use."""
+    ahead_by_user: dict[str, int] = {}
+    order: str = ""
+    """The rule of that order, in words."""
+    gpus: list[Candidate] = []
+    next: str = ""
+    """What somebody can do about it, if anything."""
+    steps: list[StateEvent] = []
+    """What has happened so far, of an unfinished job."""
+
+
+class HistoryRequest(_Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Finished jobs from ORG_RESULTS, newest first."""
+
+    user: Identifier | None = None
+    all: bool = False
+    """Every user's (operators)."""
+    state: Literal["done", "failed", "cancelled", "dead"] | None = None
+    label: str | None = None
+    """``KEY=VALUE`` that the job must have."""
+    since: str | None = None
+    """UTC time; nothing that ended before."""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LIST_LIMIT)] = 100
+    before: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Go on with results older than this sequence (``next`` of the last answer); 0: from the newest."""
+
+
+class HistoryEntry(_Reply, omit_defaults=True, kw_only=True):
+    """A finished job in one line."""
+
+    task_id: str
+    state: State
+    user: str
+    type: str = ""
+    gpu: str | None = None
+    attempts: int = 0
+    error: str | None = None
+    reason: str = ""
+    returncode: int | None = None
+    submitted: str = ""
+    started: str | None = None
+    """Of the last attempt; absent when it never ran."""
+    ended: str = ""
+    wait: float | None = None
+    """Seconds from submission to the first dispatch."""
+    run: float | None = None
+    """Seconds of the last attempt."""
+    labels: dict[str, str] = {}
+
+
+class HistoryReply(_Reply, omit_defaults=True, kw_only=True):
+    jobs: list[HistoryEntry] = []
+    next: int = 0
+    """Not 0: there may be more; ask again with ``before`` at this."""
+
+
 class TopRequest(_Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     pass
 
@@ -186,6 +282,8 @@ class GpuInfo(_Reply, omit_defaults=True, kw_only=True):
     attempt: int = 0
     user: str | None = None
     """Whose job it is."""
+    progress: float | None = None
+    """0 to 1, as the job says."""
     model: str = ""
     backend: str = ""
     address: str = ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from organism.bus import messages, rpc_types
-from organism.cli._output import EXIT_FAILED, EXIT_OK, Output, exit_code, plain, shorten, stamp
+from organism.cli._output import EXIT_FAILED, EXIT_OK, Output, clean, exit_code, plain, shorten, stamp
 from organism.client import AsyncMaestro, InvalidJobError, MaestroError, Result, WaitTimeoutError
 from organism.client._aio import Stream
 from organism.client._ids import new_task_id
@@ -202,9 +202,21 @@ async def watch(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Ou
         async for event in maestro.states(task_id):
             output.say(event_line(output, event, name_wanted))
 
+    async def advance(task_id: str) -> None:
+        async for job in maestro.progress(task_id):
+            output.say("  ".join(part for part in (task_id if name_wanted else "", progress_of(job)) if part))
+
+    async def both(task_id: str) -> None:
+        beside = asyncio.create_task(advance(task_id))
+        try:
+            await follow(task_id)
+        finally:
+            beside.cancel()
+            await asyncio.wait({beside})
+
     try:
         async with asyncio.timeout(arguments.wait_timeout):
-            await asyncio.gather(*(follow(task_id) for task_id in task_ids))
+            await asyncio.gather(*(both(task_id) for task_id in task_ids))
     except TimeoutError:
         raise WaitTimeoutError(f"not final after {arguments.wait_timeout:g} s; it goes on", task_ids) from None
     results = await maestro.wait(task_ids)
@@ -250,11 +262,18 @@ async def status(maestro: AsyncMaestro, arguments: argparse.Namespace, output: O
     return EXIT_OK
 
 
+def progress_of(job: rpc_types.JobInfo) -> str:
+    """What a job says of how far it is, for people."""
+    share = "" if job.progress is None else f"{100 * job.progress:.0f} %"
+    return f"{share}  {clean(job.progress_text)}".strip()
+
+
 def _job_lines(output: Output, job: rpc_types.JobInfo) -> list[str]:
     labels = " ".join(f"{key}={value}" for key, value in job.labels.items())
     rows = [
         ("job", job.task_id),
         ("state", job.state),
+        ("progress", progress_of(job)),
         ("why", job.reason),
         ("gpu", job.gpu or (f"waits for {job.requested_gpu}" if job.requested_gpu else "")),
         ("attempt", f"{job.attempt} (failed {job.tries}, lost {job.lost}, retries allowed {job.max_retries})"),

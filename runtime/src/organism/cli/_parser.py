@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 from organism._version import VERSION
-from organism.bus.messages import State
+from organism.bus.messages import FINAL_STATES, State
 from organism.bus.rpc_types import LIST_LIMIT
 from organism.cli._output import EXIT_USAGE, Output
 
@@ -81,6 +81,17 @@ def assignment(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"must look like KEY=VALUE, not {text!r}")
     return key, value
+
+
+AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def age(text: str) -> float:
+    """Seconds of a text such as 90s, 2h or 7d."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in AGES or not number.isdecimal() or int(number) == 0:
+        raise argparse.ArgumentTypeError(f"must be a number with a unit (s, m, h, d, w), such as 2h, not {text!r}")
+    return float(int(number) * AGES[unit])
 
 
 def limit(text: str) -> int:
@@ -156,6 +167,8 @@ def build_parser() -> Parser:
     _add_task(tail)
     _add_wait_timeout(tail)
     _add_logs(add("logs", "print a job's output"))
+    _add_task(add("explain", "tell why a job waits, or why it runs where it does"))
+    _add_history(add("history", "list finished jobs, the newest first, or what happened to one"))
     _add_tasks(add("cancel", "cancel jobs, waiting or running"))
     top = add("top", "show GPUs, queue and conductor, live")
     top.add_argument("--once", dest="once", action="store_true", help="print once and end (also where no terminal is)")
@@ -260,6 +273,16 @@ def _add_logs(parser: Parser) -> None:
     _add_task(parser)
     parser.add_argument("-f", "--follow", dest="follow", action="store_true", help="until the job has ended")
     parser.add_argument("--stderr", dest="stderr", action="store_true", help="stderr instead of stdout")
+
+
+def _add_history(parser: Parser) -> None:
+    parser.add_argument("history_id", metavar="ID", nargs="?", help="all that happened to this job")
+    parser.add_argument("--state", dest="state", choices=FINAL_STATES, metavar="STATE", help=", ".join(FINAL_STATES))
+    parser.add_argument("--user", dest="list_user", metavar="USER", help="of this user (operators)")
+    parser.add_argument("--all", dest="list_all", action="store_true", help="of all users (operators)")
+    parser.add_argument("--label", dest="label", metavar="K=V", help="with this label")
+    parser.add_argument("--since", dest="since", metavar="AGE", type=age, help="ended at most so long ago: 90s, 2h, 7d")
+    parser.add_argument("--limit", dest="limit", metavar="N", type=limit, default=100, help="at most so many (100)")
 
 
 def _add_dead(parser: Parser) -> None:

@@ -11,7 +11,9 @@ from organism.bus import rpc_types
 from organism.cli._output import EXIT_OK, Output, shorten, stamp
 from organism.client import AsyncMaestro, BusUnreachableError, ConductorUnreachableError
 
-HEADS = ("GPU", "STATE", "JOB", "ATTEMPT", "USER", "BUSY", "TEMP", "POWER", "FAN", "VRAM", "BEAT", "HOST", "MODEL")
+HEADS = (
+    "GPU", "STATE", "JOB", "DONE", "ATTEMPT", "USER", "BUSY", "TEMP", "POWER", "FAN", "VRAM", "BEAT", "HOST", "MODEL",
+)  # fmt: skip
 
 
 def _with_unit(value: float | None, unit: str) -> str:
@@ -33,6 +35,7 @@ def top_lines(output: Output, reply: rpc_types.TopReply) -> list[str]:
             gpu.id,
             gpu.state,
             gpu.job or "",
+            "" if gpu.progress is None else f"{100 * gpu.progress:.0f}%",
             gpu.attempt or "",
             gpu.user or "",
             _with_unit(gpu.gpu_busy_percent, "%"),

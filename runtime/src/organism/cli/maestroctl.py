@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
-from organism.cli import _jobs, _pool
+from organism.cli import _insight, _jobs, _pool
 from organism.cli._output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Output, exit_code
 from organism.cli._parser import PROGRAM, build_parser, parse
 from organism.client import AsyncMaestro, MaestroError
@@ -28,6 +28,8 @@ OPERATIONS: dict[str, Operation] = {
     "tail-state": _jobs.tail_state,
     "logs": _jobs.logs,
     "cancel": _jobs.cancel,
+    "explain": _insight.explain,
+    "history": _insight.history,
     "top": _pool.top,
     "drain": _pool.drain,
     "undrain": _pool.drain,

@@ -28,6 +28,7 @@ from organism.client._errors import (
     RequestError,
     WaitTimeoutError,
 )
+from organism.client._progress import progress
 from organism.client._results import LogChunk, Result
 from organism.client._sync import JobHandle, Maestro
 
@@ -49,4 +50,5 @@ __all__ = [
     "RequestError",
     "Result",
     "WaitTimeoutError",
+    "progress",
 ]

@@ -292,6 +292,44 @@ class AsyncMaestro:
         """The job's states until the final one: every event for an operator, what is seen by asking for others."""
         return _following.states(self._link, self._waiter, self._task(task_id))
 
+    def progress(self, task_id: str) -> AsyncGenerator[rpc_types.JobInfo]:
+        """The job each time that it says something new of its progress (``progress``, ``progress_text``), until it is
+        final. Raises NotFoundError."""
+        return _following.progress(self._link, self._task(task_id))
+
+    async def explain(self, task_id: str) -> rpc_types.ExplainReply:
+        """Why the job waits, where it runs and why there, or how it ended: live. Raises NotFoundError."""
+        task = self._task(task_id)
+        return await _following.patiently(lambda: self._link.rpc("explain", task, rpc_types.ExplainReply))
+
+    async def history(
+        self,
+        *,
+        user: str | None = None,
+        all: bool = False,
+        state: str | None = None,
+        label: str | None = None,
+        since: str | None = None,
+        limit: int = 100,
+    ) -> Sequence[rpc_types.HistoryEntry]:
+        """Finished jobs, the newest first, as far back as the bus keeps results (30 days by default).
+
+        ``label`` is ``KEY=VALUE``, ``since`` a UTC time (RFC 3339). ``all`` and another ``user`` are for operators:
+        AccessDeniedError.
+        """
+        found: list[rpc_types.HistoryEntry] = []
+        before = 0
+        while len(found) < limit:
+            fields = {"user": user, "all": all, "state": state, "label": label, "since": since, "before": before}
+            fields["limit"] = min(limit - len(found), rpc_types.LIST_LIMIT)
+            request = build_request(fields, rpc_types.HistoryRequest)
+            reply = await self._link.rpc("history", request, rpc_types.HistoryReply)
+            found += reply.jobs
+            before = reply.next
+            if not before:
+                break
+        return found
+
     async def top(self) -> rpc_types.TopReply:
         """GPUs, queue and conductor at this moment."""
         return await self._link.rpc("top", rpc_types.TopRequest(), rpc_types.TopReply)

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
 
@@ -22,6 +23,24 @@ from organism.core import _bus
 LOG_PAUSE = 0.5
 """Seconds between two questions for new output: the worker pushes none, lest a chatty job load the bus."""
 STATE_PAUSE = 0.5
+PROGRESS_PAUSE = 1.0
+FRESH, FRESH_PAUSE = 2.0, 0.1
+"""Seconds that a job may be unknown to the conductor after its submission, and between two questions meanwhile."""
+
+Reply = TypeVar("Reply")
+
+
+async def patiently(ask: Callable[[], Awaitable[Reply]]) -> Reply:
+    """The answer about a job that may have been submitted a moment ago: the conductor reads it from the bus at its own
+    pace. Raises NotFoundError when it is still unknown after :data:`FRESH` seconds."""
+    started = time.monotonic()
+    while True:
+        try:
+            return await ask()
+        except NotFoundError:
+            if time.monotonic() - started >= FRESH:
+                raise
+        await asyncio.sleep(FRESH_PAUSE)  # nobody tells when it is read
 
 
 async def logs(
@@ -43,6 +62,20 @@ async def logs(
             if not follow:
                 return
             await asyncio.sleep(LOG_PAUSE)
+
+
+async def progress(link: Link, task: rpc_types.TaskRequest) -> AsyncGenerator[rpc_types.JobInfo]:
+    """The job whenever what it says of its progress has changed; ends with it. Raises NotFoundError."""
+    last: tuple[float | None, str, int] = (None, "", 0)
+    while True:
+        job = (await patiently(lambda: link.rpc("status", task, rpc_types.JobReply))).job
+        if job.state in messages.FINAL_STATES:
+            return
+        told = (job.progress, job.progress_text, job.attempt)
+        if told[:2] != (None, "") and told != last:
+            last = told
+            yield job
+        await asyncio.sleep(PROGRESS_PAUSE)  # the conductor pushes none, lest a chatty job load the bus
 
 
 async def states(link: Link, waiter: Waiter, task: rpc_types.TaskRequest) -> AsyncGenerator[messages.StateEvent]:

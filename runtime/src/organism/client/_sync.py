@@ -197,6 +197,27 @@ class Maestro:
         """See :meth:`AsyncMaestro.states`."""
         return self._iterate(self._aio.states(task_id))
 
+    def progress(self, task_id: str) -> Iterator[rpc_types.JobInfo]:
+        """See :meth:`AsyncMaestro.progress`."""
+        return self._iterate(self._aio.progress(task_id))
+
+    def explain(self, task_id: str) -> rpc_types.ExplainReply:
+        """See :meth:`AsyncMaestro.explain`."""
+        return self._run(self._aio.explain(task_id))
+
+    def history(
+        self,
+        *,
+        user: str | None = None,
+        all: bool = False,
+        state: str | None = None,
+        label: str | None = None,
+        since: str | None = None,
+        limit: int = 100,
+    ) -> Sequence[rpc_types.HistoryEntry]:
+        """See :meth:`AsyncMaestro.history`."""
+        return self._run(self._aio.history(user=user, all=all, state=state, label=label, since=since, limit=limit))
+
     def top(self) -> rpc_types.TopReply:
         """See :meth:`AsyncMaestro.top`."""
         return self._run(self._aio.top())

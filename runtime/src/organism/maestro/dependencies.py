@@ -93,6 +93,10 @@ class Dependencies:
         self._waiting_for.pop(task_id, None)
         return ready, never
 
+    def needs(self, job: Job) -> list[str]:
+        """Ids of the jobs that a held job still waits for."""
+        return list(self._needs.get(job.seq, ()))
+
     def why(self, job: Job) -> str:
         """What a held job waits for, in one sentence; empty when it is not held."""
         needs = self._needs.get(job.seq)

@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from organism.bus import messages
-from organism.bus.messages import After, JobSpec, Journal, StateEvent
+from organism.bus.messages import After, JobSpec, Journal, Progress, StateEvent
 from organism.maestro.clock import stamp
 
 KEPT_SPEC = 4096
@@ -96,6 +96,8 @@ class Job:
     """Its history after `enqueued`."""
     records: list[int] = field(default_factory=list)
     """Sequences of its other records in ORG_WQ."""
+    progress: Progress | None = None
+    """Live only: what the present attempt said last."""
     busy: str = ""
     """Live only: the commit in flight (``dispatch``, ``outcome``); nothing else is decided about the job meanwhile."""
 
@@ -230,7 +232,7 @@ class Ledger:
             return None
         job.records.append(seq)
         job.attempt, job.gpu, job.incarnation = order.attempt, order.gpu, order.incarnation
-        job.phase, job.not_before = "assigned", 0.0
+        job.phase, job.not_before, job.progress = "assigned", 0.0, None
         job.event(SCHEDULED, "scheduled", time, reason=order.reason)
         return job
 

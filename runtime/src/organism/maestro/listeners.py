@@ -285,6 +285,10 @@ class Listeners:
             job = conductor.ledger.jobs.get(order.seq)
             if job is not None and job.attempt == order.ref.attempt and job.phase == "assigned" and not job.busy:
                 conductor.feed.event(job.running_event(now))
+        for told in beat.progress if found.reply.ok else ():
+            job = conductor.ledger.by_id.get(told.task_id)
+            if job is not None and (job.attempt, job.gpu, job.phase) == (told.attempt, gpu.id, "assigned"):
+                job.progress = told
         conductor.lose(gpu, found.lost, f"the worker of {gpu.id} does not know of it")
         conductor.watch_expiry()
         if conductor.fleet.idle:

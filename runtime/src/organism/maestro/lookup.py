@@ -9,6 +9,7 @@ import json
 import secrets
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from nats.aio.msg import Msg
 
@@ -33,23 +34,41 @@ async def last_many(js: JetStream, stream: str, subjects: Iterable[str], *, time
     return found
 
 
+async def block(
+    js: JetStream, stream: str, pattern: str, first: int, last: int, *, timeout: float = 10.0
+) -> list[Stored]:
+    """Messages with the sequences ``first`` to ``last`` whose subject fits, in their order; at most a thousand.
+
+    Raises Unavailable or BusError.
+    """
+    wanted = min(MOST, last - first + 1)
+    found = await _collect(js, stream, {"seq": first, "batch": wanted, "next_by_subj": pattern}, timeout)
+    return [message for message in found if message.seq <= last]
+
+
 async def _ask(js: JetStream, stream: str, subjects: list[str], timeout: float) -> dict[str, Stored]:
     if len(subjects) == 1:
         only = await js.last(stream, subjects[0])
         return {} if only is None else {subjects[0]: only}
-    found: dict[str, Stored] = {}
+    return {found.subject: found for found in await _collect(js, stream, {"multi_last": subjects}, timeout)}
+
+
+async def _collect(js: JetStream, stream: str, question: dict[str, Any], timeout: float) -> list[Stored]:
+    found: list[Stored] = []
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def receive(message: Msg) -> None:
         headers = dict(message.headers or {})
         status = headers.get("Status")
         if status is None:
-            found[headers["Nats-Subject"]] = Stored(
-                seq=int(headers["Nats-Sequence"]),
-                subject=headers["Nats-Subject"],
-                data=message.data,
-                headers=headers,
-                time=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
+            found.append(
+                Stored(
+                    seq=int(headers["Nats-Sequence"]),
+                    subject=headers["Nats-Subject"],
+                    data=message.data,
+                    headers=headers,
+                    time=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
+                )
             )
         elif not over.done():
             if status in ("204", "404"):  # the end of the answer; nothing found
@@ -66,7 +85,7 @@ async def _ask(js: JetStream, stream: str, subjects: list[str], timeout: float) 
     inbox = f"{js.nc.inbox}.many.{secrets.token_hex(8)}"
     subscription = await js.nc.listen(inbox, receive)
     try:
-        body = json.dumps({"multi_last": subjects}).encode()
+        body = json.dumps(question).encode()
         await js.nc.say(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
         with js.nc.on_reconnect(reconnected):
             async with asyncio.timeout(timeout):

@@ -40,12 +40,13 @@ from organism.bus.rpc_types import (
     WaitRequest,
 )
 from organism.core import _bus
-from organism.maestro import views
+from organism.maestro import explain, views
 from organism.maestro.archive import outline
 from organism.maestro.clock import stamp
 from organism.maestro.conductor import Conductor
 from organism.maestro.dead import Dead
 from organism.maestro.endings import Stored as Verdict
+from organism.maestro.history import history
 from organism.maestro.ledger import Job
 from organism.maestro.listeners import Listeners
 
@@ -73,6 +74,8 @@ class Rpc:
             "wait": (WaitRequest, self.wait),
             "cancel": (TaskRequest, self.cancel),
             "logs": (LogsRequest, self.logs),
+            "explain": (TaskRequest, self.explain),
+            "history": (rpc_types.HistoryRequest, self.history),
             "top": (TopRequest, self.top),
             "drain": (DrainRequest, self.drain),
             "pause": (PauseRequest, self.pause),
@@ -250,7 +253,7 @@ class Rpc:
             result = await self._result(user, request.task_id)
             if result is None:
                 raise self._unknown(request.task_id)
-            return _result_log(result, request)
+            return await self._kept_log(result, request) or _result_log(result, request)
         offset = request.offset if request.attempt in (0, job.attempt) else 0
         if job.phase != "assigned" or job.gpu is None:
             return LogsReply(next_offset=0, state=self._info(job).state, attempt=job.attempt)
@@ -268,13 +271,47 @@ class Rpc:
             text=reply.text, next_offset=reply.next_offset, eof=reply.eof, state=job.state, attempt=attempt
         )
 
+    async def _kept_log(self, result: Result, request: LogsRequest) -> LogsReply | None:
+        """A piece of the whole output of a finished job whose result has head and tail only: its last worker keeps it
+        for KEEP_HOURS. None when nothing was left out, or the worker or its copy is gone."""
+        text = str(result.data.get(request.stream) or "")
+        total = int(result.data.get(f"{request.stream}_bytes") or 0)
+        gpu = result.data.get("gpu_id")
+        if not gpu or total <= len(text.encode()):
+            return None
+        offset = request.offset if request.attempt in (0, result.attempts) else 0
+        order = Control(
+            op="logs", task_id=result.task_id, attempt=result.attempts, stream=request.stream, offset=offset
+        )  # fmt: skip
+        try:
+            answer = await self.conductor.nc.ask(_bus.control_subject(gpu), messages.encode(order), timeout=LOG_TIMEOUT)
+            reply = messages.decode(answer.data, ControlReply)
+        except (BusError, messages.BadMessage) as problem:
+            log.info("the whole output of %s is not to be had of %s: %s", result.task_id, gpu, problem)
+            return None
+        if not reply.ok:
+            return None
+        return LogsReply(
+            text=reply.text, next_offset=reply.next_offset, eof=reply.eof, state=result.state, attempt=result.attempts
+        )
+
+    async def explain(self, user: str, request: TaskRequest) -> rpc_types.ExplainReply:
+        job = self._live(user, request.task_id)
+        if job is None:
+            return explain.ended((await self.status(user, request)).job)
+        needs = explain.needs_of(self.conductor, user, job, self._operator(user))
+        return explain.explain(self.conductor, job, self._info(job), needs)
+
+    async def history(self, user: str, request: rpc_types.HistoryRequest) -> rpc_types.HistoryReply:
+        return await history(self.conductor, user, request)
+
     # ---- the pool ----------------------------------------------------------------------------------------------------
 
     async def top(self, _user: str, _request: TopRequest) -> TopReply:
         conductor = self.conductor
         now = conductor.clock.now()
-        users = {TaskRef(job.task_id, job.attempt): job.user for job in conductor.ledger.jobs.values() if job.attempt}
-        gpus = [views.gpu_info(gpu, conductor.fleet, users, now) for _, gpu in sorted(conductor.fleet.gpus.items())]
+        given = {TaskRef(job.task_id, job.attempt): job for job in conductor.ledger.jobs.values() if job.attempt}
+        gpus = [views.gpu_info(gpu, conductor.fleet, given, now) for _, gpu in sorted(conductor.fleet.gpus.items())]
         queue = dict.fromkeys(("enqueued", "waiting_gpu", "scheduled", "running", "retry"), 0)
         for job in conductor.ledger.jobs.values():
             queue[job.state] = queue.get(job.state, 0) + 1

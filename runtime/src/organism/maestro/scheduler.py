@@ -231,6 +231,37 @@ class Scheduler:
             for other in self.fleet.living()
         )
 
+    def misfit(self, job: Job, gpu: Gpu) -> str:
+        """Why the GPU is not of the kind that the job wants; empty when it is."""
+        if self.suits(self._class(job), gpu):
+            return ""
+        if job.requested_gpu not in (None, gpu.id):
+            return f"the job wants {job.requested_gpu}"
+        if not gpu.types:
+            return "its worker has not been heard of"
+        if job.type not in gpu.types:
+            return f"it does not offer jobs of type {job.type}"
+        return f"it has {gpu.vram_mb} MiB of memory, the job wants {job.min_vram_mb}"
+
+    def may_take(self, job: Job, gpu: Gpu, now: float) -> bool:
+        """Whether a decision could give the job to the GPU."""
+        return self.fits(self._class(job), gpu, now)
+
+    def ahead(self, job: Job) -> list[Job]:
+        """Jobs that wait, go before this one by the queue's order, and could use a GPU that it could use."""
+        mine = self._entry(job)
+        able = [gpu for gpu in self.fleet.living() if self.suits(self._class(job), gpu)]
+        rivals: dict[Class, bool] = {}
+        found = []
+        for other, key in self._ready.values():
+            if other is job or self._entry(other) > mine or key.queue in self.paused:
+                continue
+            if key not in rivals:
+                rivals[key] = any(self.suits(key, gpu) for gpu in able)
+            if rivals[key]:
+                found.append(other)
+        return found
+
     def why(self, job: Job, now: float) -> tuple[bool, str]:
         """(whether no suitable GPU could take it even if all were idle, one sentence why the job waits)."""
         if job.not_before > now:

@@ -40,6 +40,8 @@ def job_info(job: Job, scheduler: Scheduler, now: float, held: str = "") -> JobI
         err=job.err,
         labels=job.labels,
         command=job.command,
+        progress=job.progress.fraction if job.progress else None,
+        progress_text=job.progress.text if job.progress else "",
     )
 
 
@@ -55,8 +57,8 @@ def gpu_state(gpu: Gpu, fleet: Fleet, now: float) -> GpuState:
     return "idle" if fleet.fresh(gpu, now) else "stale"
 
 
-def gpu_info(gpu: Gpu, fleet: Fleet, users: dict[TaskRef, str], now: float) -> GpuInfo:
-    """``users``: whose each attempt is."""
+def gpu_info(gpu: Gpu, fleet: Fleet, jobs: dict[TaskRef, Job], now: float) -> GpuInfo:
+    """``jobs``: what each attempt is one of."""
     state = gpu_state(gpu, fleet, now)
     info = GpuInfo(
         id=gpu.id,
@@ -71,7 +73,10 @@ def gpu_info(gpu: Gpu, fleet: Fleet, users: dict[TaskRef, str], now: float) -> G
     )
     present = next(iter(gpu.orders), None)
     if present is not None:
-        info.job, info.attempt, info.user = present.task_id, present.attempt, users.get(present)
+        job = jobs.get(present)
+        info.job, info.attempt = present.task_id, present.attempt
+        if job is not None:
+            info.user, info.progress = job.user, job.progress.fraction if job.progress else None
     if gpu.metrics is not None:
         info.metrics_age = round(now - gpu.metrics_at, 3)
         for name in ("temp_c", "gpu_busy_percent", "power_w", "fan_rpm", "vram_used_mb", "vram_total_mb"):

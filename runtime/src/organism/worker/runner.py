@@ -22,6 +22,7 @@ from organism.worker.disk import DiskGuard, DiskLimits
 from organism.worker.handlers import Handler
 from organism.worker.launch import Ending, Launch, Launcher, LaunchError, Process
 from organism.worker.output import Capture, PipeReader
+from organism.worker.progress import PROGRESS_FILE
 from organism.worker.store import Attempt, OutsideError, Taken, TaskStore
 
 log = logging.getLogger(__name__)
@@ -224,6 +225,7 @@ class Runner:
             "ORGANISM_WORKDIR": str(self.settings.cache),
             "ORGANISM_JOBDIR": str(attempt.work),
             "ORGANISM_VALUE": str(attempt.work / "value.json"),
+            "ORGANISM_PROGRESS": str(attempt.work / PROGRESS_FILE),
         }
         return env
 
@@ -350,11 +352,18 @@ def _value(path: Path) -> tuple[Any, str]:
         return None, ""
     except OSError as error:
         return None, f"value.json cannot be read: {error.strerror}"
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
+    try:
+        status = os.fstat(descriptor)
+        # before fdopen, which raises for a directory
         if not stat.S_ISREG(status.st_mode) or status.st_size > VALUE_LIMIT:
             return None, f"value.json is ignored: it must be a file of at most {VALUE_LIMIT} bytes"
-        try:
-            return json.loads(stream.read(VALUE_LIMIT + 1)), ""
-        except (ValueError, RecursionError) as error:
-            return None, f"value.json is not JSON: {error}"
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            data = stream.read(VALUE_LIMIT + 1)
+    except OSError as error:
+        return None, f"value.json cannot be read: {error.strerror}"
+    finally:
+        os.close(descriptor)
+    try:
+        return json.loads(data), ""
+    except (ValueError, RecursionError) as error:
+        return None, f"value.json is not JSON: {error}"

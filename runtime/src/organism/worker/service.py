@@ -27,6 +27,7 @@ from organism.worker.control import Controller
 from organism.worker.exporter import Exporter
 from organism.worker.heart import Heart
 from organism.worker.lease import Lease
+from organism.worker.progress import PROGRESS_FILE, read_progress
 from organism.worker.reporter import Reporter
 from organism.worker.runner import Runner, Stop, Stuck
 from organism.worker.state import WorkerState
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 IN_PROGRESS_EVERY = 15.0
 """Seconds between two signs that an order is still being worked on (a quarter of the consumer's ack_wait)."""
 POLL = 5.0
+PROGRESS_EVERY = 1.0
 NOT_BEGUN = "the worker was stopped before the job began"
 CLEAN_EVERY = 60.0
 REPORT_PATIENCE = 5.0
@@ -141,6 +143,7 @@ class Worker:
         background = [
             self.heart.run(),
             self._metrics(),
+            self._watch_progress(),
             self._report_leftovers(),
             self._clean(),
         ]
@@ -292,6 +295,7 @@ class Worker:
         finally:
             # in one step: a heartbeat in between must find it in one of the two
             del self.state.running[ref]
+            self.state.progress.pop(ref, None)
             self.state.unreported.add(ref)
         self.exporter.ended(None if stop.why == "discard" else report, time.monotonic() - begun)
         if report is None or stop.why == "discard":
@@ -389,6 +393,21 @@ class Worker:
                 self._no_metrics.note(error)
                 await asyncio.to_thread(self.exporter.write, None, self.heart.answered)
             await asyncio.sleep(self._pace.metrics)
+
+    async def _watch_progress(self) -> None:
+        """What jobs say of their progress goes out with a heartbeat, a second after it was said at most."""
+        while True:
+            for ref in list(self.state.running):
+                work = self._runner.store.attempt(ref).work
+                # in a thread: the job's directory may be on a disk that hangs, and heartbeats must go on
+                told = await asyncio.to_thread(read_progress, work / PROGRESS_FILE, ref)
+                before = self.state.progress.get(ref)
+                if told is None or ref not in self.state.running:
+                    continue
+                if before is None or (told.fraction, told.text) != (before.fraction, before.text):
+                    self.state.progress[ref] = told
+                    self.heart.nudge()
+            await asyncio.sleep(PROGRESS_EVERY)  # a file that is written tells nobody
 
     async def _clean(self) -> None:
         while True:

@@ -13,7 +13,7 @@ import msgspec
 
 from organism._version import VERSION
 from organism.bus import messages
-from organism.bus.messages import Device, Heartbeat, Identifier, TaskRef
+from organism.bus.messages import Device, Heartbeat, Identifier, Progress, TaskRef
 from organism.core._gpu_metrics import Readings
 from organism.worker.runner import Stop
 
@@ -55,6 +55,8 @@ class WorkerState:
     stopping: bool = False
     stuck: str = ""
     """Why this worker must not take another order (a process that cannot be killed holds the GPU)."""
+    progress: dict[TaskRef, Progress] = field(default_factory=dict)
+    """What the running attempts said last."""
     _finished: OrderedDict[TaskRef, None] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ class WorkerState:
             running=list(self.running),
             unreported=sorted(self.unreported, key=lambda ref: (ref.task_id, ref.attempt)),
             draining=self.draining or self.stopping or bool(self.stuck),
+            progress=[self.progress[ref] for ref in self.running if ref in self.progress],
         )
 
     def log(self, event: str, text: str = "", ref: TaskRef | None = None) -> WorkerLog:
