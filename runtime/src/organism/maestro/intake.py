@@ -37,6 +37,7 @@ class Submission:
 
 class _Labelled(msgspec.Struct):
     task_id: Any = None
+    v: Any = None
 
 
 _spec_decoder = msgspec.json.Decoder(JobSpec)
@@ -62,17 +63,27 @@ def read(message: Stored, max_payload: int) -> Submission:
             )
     except (msgspec.DecodeError, BadMessage, UnicodeDecodeError, RecursionError) as error:
         spec, problem = None, f"bad submission: {error}"
-        task_id = task_id or _usable_id(message.data)
+        labelled = _labelled(message.data)
+        task_id = task_id or _usable_id(labelled)
+        if isinstance(labelled.v, int) and labelled.v > messages.VERSION:
+            problem = (
+                f"the job is written in version {labelled.v} of its schema, this conductor reads up to"
+                f" {messages.VERSION}: upgrade the conductor, or submit with a client of its version"
+            )
     task_id = task_id or generated_id(message.time, message.seq)
     return Submission(message.seq, message.time, user, task_id, message.data, spec, problem)
 
 
-def _usable_id(data: bytes) -> str:
-    """The id in a payload that is JSON but no job."""
+def _labelled(data: bytes) -> _Labelled:
+    """Id and version of a payload that may be JSON but is no job."""
     try:
-        found = _id_decoder.decode(data).task_id
+        return _id_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+        return _Labelled()
+
+
+def _usable_id(labelled: _Labelled) -> str:
+    found = labelled.task_id
     return found if isinstance(found, str) and _bus.is_identifier(found) else ""
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from organism.bus import messages
-from organism.bus.errors import SubjectFull, WrongLastSequence
+from organism.bus.errors import BusError, SubjectFull, WrongLastSequence
 from organism.bus.jetstream import Expect, JetStream, Stored
 from organism.bus.messages import BadMessage, Journal, Result
 from organism.bus.tail import StreamTail
@@ -109,8 +109,30 @@ async def replay(js: JetStream, shard: str, fences: Fences, ledger: Ledger, max_
     return left
 
 
+class TooNew(BusError):
+    """A conductor of a later version has led here: nobody who cannot read what it wrote may decide after it."""
+
+
+class _Versioned(msgspec.Struct):
+    v: int = messages.VERSION
+
+
+def check_version(stream: str, message: Stored) -> None:
+    """Raises TooNew for a record that only a later version can read; a broken one is none of these."""
+    try:
+        version = messages.decode(message.data, _Versioned).v
+    except BadMessage:
+        return
+    if version > messages.VERSION:
+        raise TooNew(
+            f"{stream}: record {message.seq} on {message.subject} has version {version}, this organism-maestro reads"
+            f" up to {messages.VERSION}: it does not lead, so that no job is run twice. Start the later version again,"
+            f" or let the queue run empty with it"
+        )
+
+
 def apply(left: Inheritance, message: Stored, shard: str, max_payload: int) -> None:
-    """One record of ORG_WQ."""
+    """One record of ORG_WQ. Raises TooNew."""
     tokens = message.subject.split(".")
     kind = tokens[2] if len(tokens) > 2 else ""
     ledger = left.ledger
@@ -118,9 +140,11 @@ def apply(left: Inheritance, message: Stored, shard: str, max_payload: int) -> N
         if kind == "enqueue" and tokens[4] == shard:
             _submission(left, message, max_payload)
         elif kind == "run":
+            check_version(_bus.STREAM_WQ, message)
             order = messages.decode(message.data, RunRecord)
             ledger.dispatched(order, message.seq, messages.seconds_since_epoch(order.ts))
         elif kind == "journal" and tokens[3] == shard:
+            check_version(_bus.STREAM_WQ, message)
             journal = messages.decode(message.data, Journal)
             if journal.kind == "retry":
                 ledger.retried(journal, message.seq, messages.seconds_since_epoch(journal.ts))
@@ -130,7 +154,7 @@ def apply(left: Inheritance, message: Stored, shard: str, max_payload: int) -> N
                 left.refused = [entry for entry in left.refused if entry[0].seq not in gone]
                 left.retire = [seq for seq in left.retire if seq not in gone]
     except (BadMessage, ValueError, msgspec.ValidationError) as problem:
-        # only a conductor writes these: a newer one, perhaps
+        # only a conductor writes these, and not so: a damaged one
         log.error("%s: record %d on %s cannot be read: %s", _bus.STREAM_WQ, message.seq, message.subject, problem)
 
 
@@ -192,7 +216,8 @@ def readable(message: Stored) -> Result | None:
 
 
 def apply_result(left: Inheritance, message: Stored) -> None:
-    """One message of ORG_RESULTS."""
+    """One message of ORG_RESULTS. Raises TooNew."""
+    check_version(_bus.STREAM_RESULTS, message)
     result = readable(message)
     if result is None:
         return
