@@ -39,10 +39,15 @@ present() {{
     compgen -G "/dev/disk/by-id/*_$serial" > /dev/null || return 1
   done
   for file in /sys/class/net/*/address; do
-    read -r mac < "$file" && [[ $mac == {mac} ]] && return 0
+    read -r mac < "$file" && [[ $mac == {mac} ]] || continue
+    port=${{file%/address}}
+    [[ -e /sys/class/net/vmbr0/brif/${{port##*/}} ]] && return 0
+    # a kernel that gets too little of the processor answers networkd too late, and that gives up for good
+    ((SECONDS - asked < 30)) || {{ asked=$SECONDS; systemctl restart systemd-networkd; }}
   done
   return 1
 }}
+asked=-20
 until present; do
   ((SECONDS < {seconds})) || {{ echo "not all devices came: $count functions, $(ls /dev/disk/by-id)" >&2; exit 1; }}
   sleep 0.5

@@ -50,6 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "whole: boots and reboots the rig (left out by ./run test, run by ./run rig-test)"
     )
+    config.addinivalue_line(
+        "markers", "fast: of the rig tier, what ./run test runs, too: from the snapshot, in a minute or two"
+    )
     config.pluginmanager.register(Account(), "organism-account")
 
 
