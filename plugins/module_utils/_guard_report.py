@@ -7,7 +7,7 @@ PRIVATE to the organism.proxmox collection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -79,11 +79,11 @@ def _gpus(vm: Vm) -> list[str]:
     return sorted(key for key in keys if not key.startswith("iommu:"))
 
 
-def memory(state: State, vm: Vm | None = None) -> dict[str, Any] | None:
-    """The memory budget, with one more VM or as it is; None where that rule is off."""
+def memory(state: State, vm: Vm | None = None, without: Iterable[int] = ()) -> dict[str, Any] | None:
+    """The memory budget, with one more VM and without others, or as it is; None where that rule is off."""
     if state.memory is None:
         return None
-    others = state.active(but=[] if vm is None else [vm.vmid])
+    others = state.active(but=[*without, *([] if vm is None else [vm.vmid])])
     sums = _guard.budget(state.memory, vm, others)
     return {
         "total_mib": sums.memory,
@@ -107,7 +107,7 @@ def explained(state: State, decision: Decision) -> dict[str, Any]:
         "stops_first": list(decision.stop),
         "gpus": sorted(key for key in decision.keys if not key.startswith("iommu:")),
         "reasons": [asdict(reason) for reason in decision.reasons],
-        "memory": memory(state, vm),
+        "memory": memory(state, vm, decision.stop),
     }
 
 
@@ -121,7 +121,7 @@ def explain_lines(state: State, decision: Decision) -> list[str]:
     lines += [f"  first stops {state.vms[vmid].label}, of the same group" for vmid in decision.stop]
     keys = sorted(key for key in decision.keys if not key.startswith("iommu:"))
     lines += [f"  {', '.join(map(_guard_devices.told, keys))}"] if keys else []
-    sums = memory(state, vm)
+    sums = memory(state, vm, decision.stop)
     if sums is not None:
         lines.append(f"  memory: {sums['claimed_mib']} of {sums['total_mib']} MiB claimed with it")
     return lines
