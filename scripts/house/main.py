@@ -107,6 +107,11 @@ def _proof(places: Places, words: list[str], of: Callable[[Places, list[str]], p
     return _become(places, *program.words, path=program.path)
 
 
+def _pvesim(places: Places, words: list[str]) -> int:
+    setup.ensure(places, "test")
+    return _become(places, "-m", "pvesim", *words, path=str(places.repo / "tests"))
+
+
 def _lint(places: Places, words: list[str]) -> int:
     setup.ensure(places, "test")
     if words == ["--fix"]:
@@ -174,6 +179,9 @@ VERBS = {
     "rig": Verb("a virtual machine with a real kernel and twelve GPUs", _rig, "[up|ssh|status|...]"),
     "rig-down": Verb("take the rig down; --purge removes its image, too", _rig_down, "[--purge]"),
     "rig-test": Verb("every level on the rig, with its reboots", _rig_test, "[pytest arguments]"),
+    "pvesim": Verb(
+        "a simulated Proxmox VE node by hand (docs/pvesim.md); --help tells more", _pvesim, "[--port 8006 ...]"
+    ),
     "clean": Verb("take lab and rig down and remove what was made here", _clean, "[--keep-cache]"),
     "completion": Verb('print completion of these verbs: eval "$(./run completion bash)"', _completion, "bash|zsh"),
     "help": Verb("this", _help),

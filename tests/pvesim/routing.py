@@ -151,6 +151,8 @@ def _allowed(node: Node, caller: Caller, check: tuple[Any, ...], params: Mapping
     kind = check[0]
     if kind == "or":
         return any(_allowed(node, caller, each, params, raising=False) for each in check[1:])
+    if kind == "and":
+        return all(_allowed(node, caller, each, params, raising=raising) for each in check[1:])
     if kind == "perm-modify":
         path = _filled(check[1], params)
         wanted = ["Permissions.Modify"]
@@ -159,6 +161,8 @@ def _allowed(node: Node, caller: Caller, check: tuple[Any, ...], params: Mapping
                 wanted.append(privilege)
         any_of = True
     elif kind == "perm":
+        if "require_param" in check and check[check.index("require_param") + 1] not in params:
+            return False
         path, wanted, any_of = _filled(check[1], params), list(check[2]), "any" in check[3:]
     else:
         raise Unknown(f"the permission check {kind}")
