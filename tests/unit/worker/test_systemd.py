@@ -78,6 +78,7 @@ def test_the_whole_list_of_a_job_of_one_gpu() -> None:
         "IOWeight=50",
         "ProtectSystem=strict",
         "ProtectHome=yes",
+        "ReadOnlyPaths=-/run",
         f"TemporaryFileSystem=/tmp:{tmpfs}",
         f"TemporaryFileSystem=/var/tmp:{tmpfs}",
         f"TemporaryFileSystem=/dev/shm:{tmpfs}",

@@ -122,6 +122,8 @@ def _files(launch: Launch, limits: SystemdLimits, status: Path, hidden: tuple[st
     return [
         "ProtectSystem=strict",
         "ProtectHome=yes",
+        # ProtectSystem= leaves it out once /proc is the unit's own (systemd 257), and anyone may write to /run/lock
+        "ReadOnlyPaths=-/run",
         *(f"TemporaryFileSystem={path}:{own}" for path in ("/tmp", "/var/tmp", "/dev/shm")),  # noqa: S108 - the job's own
         *(f"InaccessiblePaths=-{path}" for path in hidden),
         *([f"TemporaryFileSystem={cache.parent}:ro"] if len(cache.parts) > 2 else []),
