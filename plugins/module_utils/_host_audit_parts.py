@@ -18,6 +18,7 @@ from . import (
     _qemu_records,
     _steer_config,
     _steer_pass,
+    _vfio_audit,
     _zfs_arc,
     _zfs_arc_host,
     _zfs_layout,
@@ -216,6 +217,7 @@ JUDGES: dict[str, Judge] = {
     _nic_apply.CAPABILITY: ports,
     _zfs_arc_host.CAPABILITY: arc_limits,
     _zfs_layout_host.CAPABILITY: datasets,
+    _vfio_audit.CAPABILITY: _vfio_audit.cards,
 }
 """By the beginning of a record's name."""
 

@@ -27,7 +27,7 @@ CAPABILITY = "vfio"
 AUTO, NOW, BOOT = "auto", "now", "boot"
 BINDS = (AUTO, NOW, BOOT)
 INITRAMFS = "initramfs"
-_DRIVER, _OVERRIDE = "driver:", "override:"
+DRIVER, OVERRIDE = "driver:", "override:"
 _VGA = "/sys/module/vfio_pci/parameters/disable_vga"
 
 
@@ -61,7 +61,7 @@ class Facts:
 
     @property
     def earlier_drivers(self) -> dict[str, str | None]:
-        return {key[len(_DRIVER) :]: kept.before for key, kept in self.kept.items() if key.startswith(_DRIVER)}
+        return {key[len(DRIVER) :]: kept.before for key, kept in self.kept.items() if key.startswith(DRIVER)}
 
 
 @dataclass
@@ -202,9 +202,9 @@ def _plan_taking(facts: Facts, wish: Wish, plan: Plan) -> None:
     for address in plan.taken:
         function = facts.functions[address]
         by_group.setdefault(function.group if function.group is not None else address, []).append(function)
-        plan.remember[_DRIVER + address] = Kept(function.driver, VFIO)
+        plan.remember[DRIVER + address] = Kept(function.driver, VFIO)
         if wish.mode == ADDRESS_MODE:
-            plan.remember[_OVERRIDE + address] = Kept(function.override, VFIO)
+            plan.remember[OVERRIDE + address] = Kept(function.override, VFIO)
             if function.driver == VFIO and function.override != VFIO:
                 plan.overrides[address] = VFIO
                 plan.difference.add(f"{address} driver_override", function.override, VFIO)
@@ -228,7 +228,7 @@ def _plan_taking(facts: Facts, wish: Wish, plan: Plan) -> None:
         for function in loose:
             plan.difference.add(f"{function.address} driver", function.driver, VFIO)
             plan.difference.add(f"{function.address} driver_override", function.override, VFIO)
-            plan.remember[_OVERRIDE + function.address] = Kept(function.override, VFIO)
+            plan.remember[OVERRIDE + function.address] = Kept(function.override, VFIO)
 
 
 # Giving back ----------------------------------------------------------------------------------------------------------
@@ -236,9 +236,9 @@ def _plan_taking(facts: Facts, wish: Wish, plan: Plan) -> None:
 
 def _plan_giving(facts: Facts, wish: Wish, plan: Plan) -> None:
     """What was taken once and is not wanted any more."""
-    gone = {key.partition(":")[2] for key in facts.kept if key.startswith((_DRIVER, _OVERRIDE))} - set(plan.taken)
+    gone = {key.partition(":")[2] for key in facts.kept if key.startswith((DRIVER, OVERRIDE))} - set(plan.taken)
     for address in sorted(gone):
-        plan.forget += [key for key in (_DRIVER + address, _OVERRIDE + address) if key in facts.kept]
+        plan.forget += [key for key in (DRIVER + address, OVERRIDE + address) if key in facts.kept]
         function = facts.functions.get(address)
         if function is not None:
             _give(facts, wish, plan, function)
@@ -246,13 +246,13 @@ def _plan_giving(facts: Facts, wish: Wish, plan: Plan) -> None:
 
 def _give(facts: Facts, wish: Wish, plan: Plan, function: Function) -> None:
     address = function.address
-    override = facts.kept.get(_OVERRIDE + address)
+    override = facts.kept.get(OVERRIDE + address)
     if override and function.override not in (override.before, override.set):
         plan.kept_by_others[f"{address} driver_override"] = function.override
     elif override and function.override != override.before:
         plan.overrides[address] = override.before
         plan.difference.add(f"{address} driver_override", function.override, override.before)
-    driver = facts.kept.get(_DRIVER + address)
+    driver = facts.kept.get(DRIVER + address)
     if driver is None or driver.before == function.driver or function.driver is None:
         return
     if function.driver != driver.set:

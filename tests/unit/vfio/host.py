@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from organism.core import _vfio_apply, _vfio_plan, _vfio_select
 from organism.core._earlier import EarlierState
@@ -140,12 +141,12 @@ class Host(_vfio_apply.Hands):
 
     # --- the product --------------------------------------------------------------------------------------------------
 
-    def plan(self, *entries: dict[str, str], **more: object) -> Plan:
+    def plan(self, *entries: dict[str, str], **more: Any) -> Plan:
         earlier = EarlierState("vfio", self.root)
-        wish = Wish(tuple(_vfio_select.selector(entry) for entry in entries), **more)  # type: ignore[arg-type]
+        wish = Wish(tuple(_vfio_select.selector(entry) for entry in entries), **more)
         return _vfio_plan.make_plan(self.root, earlier, _vfio_plan.gather(self.root, earlier), wish)
 
-    def have(self, *entries: dict[str, str], **more: object) -> _vfio_apply.Outcome:
+    def have(self, *entries: dict[str, str], **more: Any) -> _vfio_apply.Outcome:
         """Plan and apply."""
         plan = self.plan(*entries, **more)
         return _vfio_apply.apply(self, EarlierState("vfio", self.root), plan)
