@@ -82,9 +82,12 @@ def parse_config(vmid: int, text: str) -> VmConfig:
     return VmConfig(vmid, options)
 
 
-def configs(root: Root) -> dict[int, VmConfig]:
-    """VMs of this node, templates left out."""
-    found = {}
+def configs(root: Root, also: Iterable[int] = ()) -> dict[int, VmConfig]:
+    """VMs of this node, templates left out; and those that run here or are named in ``also``, wherever their file is.
+
+    While a VM migrates its file still lies with the source, and for a moment already with the target.
+    """
+    found: dict[int, VmConfig] = {}
     for name in root.listdir(CONFIGS):
         number, _dot, ending = name.partition(".")
         if number.isdigit() and ending == "conf":
@@ -94,6 +97,11 @@ def configs(root: Root) -> dict[int, VmConfig]:
             config = parse_config(int(number), text)
             if config.options.get("template") != "1":
                 found[config.vmid] = config
+    for vmid in {*_qemu.pve_running(root), *also} - set(found):
+        for path in root.glob(f"/etc/pve/nodes/*/qemu-server/{vmid}.conf"):
+            text = root.read_or_none(path)
+            if text is not None:
+                found[vmid] = parse_config(vmid, text)
     return found
 
 
@@ -269,10 +277,10 @@ def memory_of(root: Root, settings: Config) -> Memory | None:
     )
 
 
-def read_state(root: Root, settings: Config, records: Records) -> State:
-    """All that a decision needs. Raises BudgetError, GuardRecordError, OSError."""
-    known = configs(root)
+def read_state(root: Root, settings: Config, records: Records, also: Iterable[int] = ()) -> State:
+    """All that a decision needs. ``also``: VMs to look at wherever their file is. Raises BudgetError, OSError."""
     leases = records.leases()
+    known = configs(root, {*also, *leases})  # one that has a lease may be arriving from another node
     pci = mappings(root)
     vms = {vmid: vm_of(root, config, leases.get(vmid), settings, pci) for vmid, config in known.items()}
     announced, stops = records.announced(root)

@@ -37,10 +37,6 @@ REQUESTS = f"{FOLDER}/requests"
 FORMAT = 1
 
 
-class GuardRecordError(Exception):
-    """A record cannot be read; the text names it and the next step."""
-
-
 @dataclass(frozen=True)
 class Process:
     """``start``: clock ticks after boot, tells a process from a later one with the same pid."""

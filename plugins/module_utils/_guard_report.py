@@ -56,7 +56,8 @@ def status(state: State, known: Mapping[int, VmConfig], busy: str | None) -> dic
                 "lock": vm.lock,
                 "guarded": guarded(known[vm.vmid]),
             }
-            for _vmid, vm in sorted(state.vms.items())
+            for vmid, vm in sorted(state.vms.items())
+            if vmid in known
         ],
         "groups": [
             {

@@ -35,7 +35,7 @@ def say(_text: str) -> None:
 
 @dataclass
 class Guard:
-    """The guard on one node. ``say``: gets each line for the log."""
+    """The guard on one node. ``say``: gets each line for the log. ``asked_for``: the VM whose hook we are in."""
 
     root: Root
     config: Config
@@ -43,6 +43,7 @@ class Guard:
     run: Callable[..., str] = run_command
     records: Records = field(init=False)
     lock: HostLock = field(init=False)
+    asked_for: int | None = None
 
     def __post_init__(self) -> None:
         self.records = Records(self.root)
@@ -52,7 +53,8 @@ class Guard:
 
     def state(self) -> State:
         """What is, and nothing put right. Raises BudgetError, OSError."""
-        return _guard_pve.read_state(self.root, self.config, self.records)
+        also = () if self.asked_for is None else (self.asked_for,)
+        return _guard_pve.read_state(self.root, self.config, self.records, also)
 
     def look(self) -> State:
         """What is, and the records put right: only under the lock. Raises BudgetError, OSError."""
@@ -190,8 +192,9 @@ class Guard:
 
     def before_start(self, vmid: int, *, migrated_from: str = "") -> tuple[Reason, ...]:
         """Phase pre-start, under the VM's lock: the reasons why it must not start, none when it may."""
+        self.asked_for = vmid
         starter = _guard_pve.starter_of(self.root, vmid)
-        config = _guard_pve.configs(self.root).get(vmid)
+        config = _guard_pve.configs(self.root, [vmid]).get(vmid)
         request = _guard_steps.request_of(vmid, 0, lock=config.lock if config else "", migrated_from=migrated_from)
         if _guard_pve.machine(self.root, vmid) is None:
             self.records.drop_lease(vmid)  # of an earlier start: nobody else can be starting it

@@ -251,3 +251,19 @@ def test_reservations_count_for_their_process_or_until_their_time(tmp_path: Path
     (tmp_path / "run/qemu-server/pci-id-reservations").write_text("\n".join(lines) + "\n")
     assert _guard_pve.reservations(root, 100, 77) == ["0000:01:00.0", "0000:03:00.0"]
     assert _guard_pve.reservations(root, 100, None) == ["0000:03:00.0"]
+
+
+def test_a_vm_that_arrives_is_read_from_where_it_comes(tmp_path: Path) -> None:
+    here, there = (tmp_path / f"etc/pve/nodes/{name}/qemu-server" for name in ("pve1", "pve2"))
+    for folder in (here, there, tmp_path / "run/qemu-server"):
+        folder.mkdir(parents=True)
+    (tmp_path / "etc/pve/qemu-server").symlink_to("nodes/pve1/qemu-server")
+    (here / "100.conf").write_text("name: own\n")
+    (here / "101.conf").write_text("template: 1\n")
+    (there / "102.conf").write_text("name: arrives\n")
+    (there / "103.conf").write_text("name: runs\n")
+    (tmp_path / "run/qemu-server/103.pid").write_text("1\n")
+    root = Root(tmp_path)
+    assert {vmid: config.name for vmid, config in _guard_pve.configs(root).items()} == {100: "own", 103: "runs"}
+    assert _guard_pve.configs(root, [102])[102].name == "arrives"
+    assert 101 in _guard_pve.configs(root, [101]), "a template is started for its backup"

@@ -108,7 +108,7 @@ def _switch(guard: Guard, mode: str) -> tuple[Reason, ...]:
     if vm.phase == RUNNING:
         rivals = {other for group in state.groups_of(vmid) for other in group.members} - {vmid}
         return guard.keep_only(vmid) if any(state.vms[other].active for other in rivals) else ()
-    if not _guard_report.guarded(_guard_pve.configs(guard.root)[vmid]):
+    if not _guard_report.guarded(_guard_pve.configs(guard.root, [vmid])[vmid]):
         raise Refused(f"{vm.label} does not call the guard: run role vm_hook with it in vm_hook_vmids")
     decision = _guard.decide(state, _guard.Request(vmid, at=time.monotonic_ns()))
     if decision.refused:
@@ -133,7 +133,7 @@ def _status(guard: Guard, *, as_json: bool) -> int:
     mode = _guard_report.mode_of(state, guard.config, known)
     vms = {
         word: [{"vmid": vmid, "name": name, "phase": state.vms[vmid].phase}
-               for vmid in _guard_report.named(known, name)]
+               for vmid in _guard_report.named(known, name) if vmid in state.vms]
         for word, name in sorted(guard.config.modes.items(), key=lambda item: MODES.index(item[0]))
     }  # fmt: skip
     sums = _guard_report.memory(state)
