@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rig.driver import Rig
+from rig.hardware import Machine
 from tests.rig.playing import etc, module, play, role
 
 pytestmark = pytest.mark.whole
@@ -150,3 +152,34 @@ def test_a_card_without_a_driver_is_bound_at_once(cold_rig: Rig, tmp_path: Path)
         rig.must("systemctl stop holder")
     play(rig, tmp_path, module("pve_vfio", state="absent"))
     assert _functions(rig) == before
+
+
+@pytest.fixture(scope="module")
+def generic_rig(able: None) -> Iterator[Rig]:
+    """Two cards and the kernel that has drivers for them; amdgpu tries each for a quarter of a minute."""
+    with Rig("generic", Machine(gpus=2, cold=True, flavour="amd64")) as started:
+        yield started
+
+
+def test_cards_leave_their_drivers_at_a_boot_and_get_them_back(generic_rig: Rig, tmp_path: Path) -> None:
+    rig = generic_rig
+    files, before = etc(rig), _functions(rig)
+    cards = [address for address, row in before.items() if row["class"] == "0x030000"]
+    sounds = [address for address, row in before.items() if row["class"] == "0x040300"]
+    assert len(cards) == len(sounds) == 2
+    assert {before[sound]["driver"] for sound in sounds} == {"snd_hda_intel"}
+    assert "amdgpu" in rig.must("cut -d' ' -f1 /proc/modules").split()
+    assert rig.must("dmesg | grep -c 'amdgpu 0000:'").strip() != "0"  # it had them in its hands
+    wanted = module("pve_vfio", devices=[{"id": "1002:67df"}])
+    done = play(rig, tmp_path, wanted, result="said")
+    # drivers that run are not torn away, and a group goes as a whole
+    assert done.result["reboot_required"] and _functions(rig) == before
+    rig.reboot()
+    now = _functions(rig)
+    assert {row["driver"] for row in now.values()} == {"vfio-pci"}
+    assert "amdgpu" in rig.must("cut -d' ' -f1 /proc/modules").split()  # it was loaded, and found nothing
+    assert rig.ssh("dmesg | grep 'amdgpu 0000:'").stdout == ""
+    assert play(rig, tmp_path, wanted).changed == 0
+    play(rig, tmp_path, module("pve_vfio", state="absent"))
+    assert _functions(rig) == before
+    assert etc(rig) == files
