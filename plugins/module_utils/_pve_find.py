@@ -130,20 +130,21 @@ def devices(pve: Pve, node: str) -> dict[str, Mapping[str, Any]] | None:
     return {str(each["id"]).lower(): each for each in listed}
 
 
-def facts(pve: Pve, node: str, config: Mapping[str, Any], pending: Mapping[str, PciMapping] | None = None) -> NodeFacts:
+def facts(pve: Pve, node: str, config: Mapping[str, Any], known: Mapping[str, PciMapping] | None = None) -> NodeFacts:
     """What `_pve_vm_check` wants to know of a node for this configuration; only what it uses is asked for.
 
-    ``pending``: mappings that an earlier task of this run would have made (check mode).
+    ``known``: the node's mappings, where the caller has them (in check mode with those that would be made).
     """
     gpus = [str(value) for option, value in config.items() if option.startswith("hostpci") and value]
     raw = [value for value in gpus if "mapping=" not in value]
-    mapped = {**mappings(pve, node), **(pending or {})} if len(raw) < len(gpus) else None
+    if known is None and len(raw) < len(gpus):
+        known = mappings(pve, node)
     listed = devices(pve, node) if raw else None
     return NodeFacts(
         node=node,
         cpus=_cpus(pve, node),
         devices=frozenset(listed) if listed is not None else None,
-        mappings=mapped,
+        mappings=known,
         bridges=_bridges(pve, node)
         if any(option.startswith("net") and "bridge=" in str(value) for option, value in config.items())
         else None,

@@ -193,7 +193,8 @@ def converge(
     obsolete = [n for n in sorted(present) if owned_prefix and n.startswith(owned_prefix) and n not in wanted]
     _refuse_used(pve, obsolete, force)
     for wish in wishes:
-        _write(pve, wish, wanted[wish.name], outcome, check_mode=check_mode)
+        if plan(wish, wanted[wish.name], present.get(wish.name)):  # else not even its digest is needed
+            _write(pve, wish, wanted[wish.name], outcome, check_mode=check_mode)
     _delete(pve, obsolete, present, outcome, check_mode=check_mode)
     if not check_mode:
         outcome.problems = _complaints(pve, wishes)

@@ -138,16 +138,15 @@ def _planned(
     pve: Pve, request: Request, vm: Vm, config: Mapping[str, Any], wishes: Mapping[str, Wish]
 ) -> tuple[ConfigPlan, list[str]]:
     """The change, and what is said about the VM besides. Raises for what must not be sent."""
-    pending: Mapping[str, PciMapping] = {}
+    known: Mapping[str, PciMapping] | None = None
     if request.gpus is not None:
-        pending = request.gpus.pending
-        known = {**_pve_find.mappings(pve, vm.node), **pending}
+        known = {**_pve_find.mappings(pve, vm.node), **request.gpus.pending}
         gpus = _pve_gpus.plan(config, request.gpus.mappings, request.gpus.options, request.gpus.owned_prefix, known)
         wishes = {**wishes, **gpus}
     made = _pve_vm_plan.plan(config, wishes)
     after = {option: value for option, value in config.items() if option not in made.deletes} | made.sets
     _refuse_root_only(pve, vm, config, made)
-    warnings = _refuse_start_mistakes(pve, vm, after, set(wishes), pending)
+    warnings = _refuse_start_mistakes(pve, vm, after, set(wishes), known)
     return made, warnings
 
 
@@ -171,10 +170,10 @@ def _refuse_root_only(pve: Pve, vm: Vm, config: Mapping[str, Any], made: ConfigP
 
 
 def _refuse_start_mistakes(
-    pve: Pve, vm: Vm, config: Mapping[str, Any], named: set[str], pending: Mapping[str, PciMapping]
+    pve: Pve, vm: Vm, config: Mapping[str, Any], named: set[str], known: Mapping[str, PciMapping] | None
 ) -> list[str]:
     """Refuses what would keep the VM from starting and was asked for; the rest is a warning, as it was there before."""
-    problems = _pve_vm_check.problems(config, _pve_find.facts(pve, vm.node, config, pending))
+    problems = _pve_vm_check.problems(config, _pve_find.facts(pve, vm.node, config, known))
     ours = [each for each in problems if set(each.options) & named]
     if fatal := [each.text for each in ours if each.fatal]:
         raise WishRefused(f"{vm} would not start: {'; '.join(fatal)}. Nothing was changed")

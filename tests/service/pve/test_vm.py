@@ -81,7 +81,7 @@ def vmid() -> int:
     return next(_ids)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cards(sim: Sim) -> tuple[str, ...]:
     """Mappings of twelve cards; made once, found again by every test."""
     pve = local(sim)
