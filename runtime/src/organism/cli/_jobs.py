@@ -16,6 +16,8 @@ from organism.cli._output import EXIT_FAILED, EXIT_OK, Output, clean, exit_code,
 from organism.client import AsyncMaestro, InvalidJobError, MaestroError, Result, WaitTimeoutError
 from organism.client._aio import Stream
 from organism.client._ids import new_task_id
+from organism.client._jobfile import load
+from organism.client._submitting import array, build
 
 # ---- submit ----------------------------------------------------------------------------------------------------------
 
@@ -67,9 +69,55 @@ def read_jsonl(name: str) -> list[dict[str, Any]]:
     ]
 
 
+def read_file(name: str) -> list[messages.JobSpec]:
+    """The jobs of a YAML file; ``-`` is stdin. Raises JobFileError."""
+    if name != "-":
+        return load(name)
+    try:
+        return load("stdin", sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise InvalidJobError(f"stdin: {error}") from error
+
+
+def planned(arguments: argparse.Namespace) -> list[messages.JobSpec]:
+    """The jobs that a command line would submit, checked. Raises InvalidJobError."""
+    if arguments.job_file is not None:
+        return read_file(arguments.job_file)
+    if arguments.jsonl is not None:
+        return [build(fields) for fields in read_jsonl(arguments.jsonl)]
+    if arguments.array is not None:
+        return [build(fields) for fields in array(arguments.array, job_fields(arguments))]
+    return [build(job_fields(arguments))]
+
+
+def dry_run(arguments: argparse.Namespace, output: Output) -> int:
+    """Show what would be submitted; needs no bus. Raises InvalidJobError."""
+    specs = planned(arguments)
+    rows = [
+        (
+            spec.task_id,
+            spec.queue,
+            spec.priority,
+            " ".join(f"{need.task_id}:{need.on}" for need in spec.after),
+            shorten(shown_command(spec) or spec.type, 60),
+        )
+        for spec in specs
+    ]
+    lines = output.table(("ID", "QUEUE", "PRIORITY", "AFTER", "COMMAND"), rows)
+    output.answer(lines=lines, jobs=[json.loads(messages.encode(spec)) for spec in specs])
+    output.hint(f"{len(specs)} jobs are well-formed; nothing was submitted")
+    return EXIT_OK
+
+
+def shown_command(spec: messages.JobSpec) -> str:
+    return " ".join(spec.cmd) if spec.cmd else spec.shell or ""
+
+
 async def submit(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Output) -> int:
-    if arguments.jsonl is not None or arguments.array is not None:
-        if arguments.jsonl is not None:
+    if arguments.jsonl is not None or arguments.array is not None or arguments.job_file is not None:
+        if arguments.job_file is not None:
+            handles = await maestro.submit_many(read_file(arguments.job_file))
+        elif arguments.jsonl is not None:
             handles = await maestro.submit_many(read_jsonl(arguments.jsonl))
         else:
             handles = await maestro.submit_array(arguments.array, **job_fields(arguments))

@@ -129,6 +129,13 @@ class Output:
         else:
             self.note(f"{program}: {clean(message)}")
 
+    def fail_each(self, code: str, problems: Sequence[str]) -> None:
+        """Several things are wrong, each with its own place in front."""
+        if self.as_json:
+            self.json(ok=False, error={"code": code, "message": "; ".join(problems), "problems": list(problems)})
+        for problem in problems if not self.as_json else ():
+            self.note(clean(problem))
+
     def paint(self, word: str, text: str | None = None) -> str:
         shown = word if text is None else text
         return f"\x1b[{COLOURS[word]}m{shown}\x1b[0m" if self.colour and word in COLOURS else shown

@@ -222,6 +222,9 @@ def _add_submit(parser: Parser) -> None:
         help="the rest of the line is the command (better: -- COMMAND)",
     )
     what.add_argument("--jsonl", dest="jsonl", metavar="FILE", help="one job a line as a JSON object; - for stdin")
+    what.add_argument(
+        "-f", "--file", dest="job_file", metavar="FILE", help="the jobs of a YAML file (docs/jobfiles.md); - for stdin"
+    )
     what.add_argument("--type", dest="job_type", metavar="TYPE", help="cmd, shell, noop, or a type of this site")
     what.add_argument("--args", dest="job_args", metavar="JSON", help="input of a site's own type, a JSON object")
     how = parser.add_argument_group("how to run it")
@@ -253,6 +256,7 @@ def _add_submit(parser: Parser) -> None:
     how.add_argument("--label", dest="labels", metavar="K=V", type=assignment, action="append", help="may be repeated")
     how.add_argument("--task-id", dest="task_id", metavar="ID", help="instead of a generated one")
     then = parser.add_argument_group("and then")
+    then.add_argument("--dry-run", dest="dry_run", action="store_true", help="check and show, submit nothing")
     then.add_argument("--wait", dest="wait", action="store_true", help="wait for the result; exit 0 only when it is ok")
     then.add_argument(
         "--wait-timeout", dest="wait_timeout", metavar="S", type=positive, help="wait no longer; the job goes on"
@@ -320,6 +324,7 @@ def _check_submit(parser: Parser, arguments: argparse.Namespace, command: list[s
             ("-- COMMAND", arguments.command),
             ("--shell", arguments.shell_text),
             ("--jsonl", arguments.jsonl),
+            ("--file", arguments.job_file),
         )
         if value is not None
     ]
@@ -327,13 +332,13 @@ def _check_submit(parser: Parser, arguments: argparse.Namespace, command: list[s
         parser.error(f"{' and '.join(given)} exclude each other")
     if arguments.command == []:
         parser.error("the command is empty: write it after --, as in `maestroctl submit -- echo hello`")
-    if arguments.jsonl is not None:
+    if arguments.jsonl is not None or arguments.job_file is not None:
         if arguments.array is not None:
-            parser.error("--array and --jsonl exclude each other")
+            parser.error(f"--array and {'--jsonl' if arguments.jsonl is not None else '--file'} exclude each other")
         return
     kind = arguments.job_type or ("shell" if arguments.shell_text is not None else "cmd")
     if kind == "cmd" and arguments.command is None:
-        parser.error("nothing to run: write `-- COMMAND [ARGUMENT ...]`, or --shell TEXT, or --jsonl FILE")
+        parser.error("nothing to run: write `-- COMMAND [ARGUMENT ...]`, --shell TEXT, --jsonl FILE, or -f FILE")
     if kind == "shell" and arguments.shell_text is None:
         parser.error("a shell job needs --shell TEXT")
     if kind != "cmd" and arguments.command is not None:

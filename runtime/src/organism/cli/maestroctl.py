@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from organism.cli import _insight, _jobs, _pool
 from organism.cli._output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Output, exit_code
 from organism.cli._parser import PROGRAM, build_parser, parse
-from organism.client import AsyncMaestro, MaestroError
+from organism.client import AsyncMaestro, JobFileError, MaestroError
 
 Operation = Callable[[AsyncMaestro, argparse.Namespace, Output], Awaitable[int]]
 
@@ -50,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.operation == "completion":
         return _completion(arguments.shell_name, output)
     try:
+        if arguments.operation == "submit" and arguments.dry_run:
+            return _jobs.dry_run(arguments, output)
         return asyncio.run(_connected(arguments, output))
+    except JobFileError as error:
+        output.fail_each(error.code, error.problems)
+        return exit_code(error)
     except MaestroError as error:
         output.fail(PROGRAM, error.code, str(error))
         return exit_code(error)

@@ -28,6 +28,7 @@ from organism.client._errors import (
     RequestError,
     WaitTimeoutError,
 )
+from organism.client._jobfile import JobFileError
 from organism.client._progress import progress
 from organism.client._results import LogChunk, Result
 from organism.client._sync import JobHandle, Maestro
@@ -40,6 +41,7 @@ __all__ = [
     "ConductorUnreachableError",
     "ConflictError",
     "InvalidJobError",
+    "JobFileError",
     "JobHandle",
     "LogChunk",
     "Maestro",

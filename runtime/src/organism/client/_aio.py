@@ -8,13 +8,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from nats.aio.msg import Msg
 
 from organism.bus import messages, rpc_types
-from organism.client import _following
+from organism.client import _following, _jobfile
 from organism.client._errors import ConflictError, MaestroError, WaitTimeoutError
 from organism.client._link import Link
 from organism.client._requests import build_request
@@ -174,6 +175,13 @@ class AsyncMaestro:
         if self._listen:
             await self._waiter.listen()
         return [self._handle(accepted) for accepted in await self._submitter.submit_many(specs, confirm=confirm)]
+
+    async def submit_file(self, path: str | Path, *, confirm: float = CONFIRM) -> list[AsyncJobHandle]:
+        """The jobs of a YAML file (docs/jobfiles.md), all checked before any is sent, those that others wait for first.
+
+        Raises JobFileError with each mistake and its line, and what :meth:`submit_many` raises.
+        """
+        return await self.submit_many(_jobfile.load(path), confirm=confirm)
 
     async def submit_array(self, count: int, *, confirm: float = CONFIRM, **fields: Any) -> list[AsyncJobHandle]:
         """``count`` jobs that differ only in ``ORGANISM_ARRAY_INDEX`` (0 to count - 1) in their environment.

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -151,6 +152,10 @@ class Maestro:
     ) -> list[JobHandle]:
         """See :meth:`AsyncMaestro.submit_many`."""
         return [JobHandle(self, handle) for handle in self._run(self._aio.submit_many(jobs, confirm=confirm))]
+
+    def submit_file(self, path: str | Path, *, confirm: float = CONFIRM) -> list[JobHandle]:
+        """See :meth:`AsyncMaestro.submit_file`."""
+        return [JobHandle(self, handle) for handle in self._run(self._aio.submit_file(path, confirm=confirm))]
 
     def submit_array(self, count: int, *, confirm: float = CONFIRM, **fields: Any) -> list[JobHandle]:
         """See :meth:`AsyncMaestro.submit_array`."""
