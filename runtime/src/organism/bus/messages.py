@@ -112,6 +112,9 @@ class RunOrder(msgspec.Struct, omit_defaults=True, kw_only=True):
     incarnation: str
     """A worker drops an order that was meant for an earlier start of itself."""
     user: Identifier
+    """Of the submission's subject, which the server ties to the key that published it."""
+    group: str = ""
+    """Of the conductor's limits file; empty for none."""
     timeout: float
     spec: JobSpec
     enq_seq: int
@@ -268,6 +271,7 @@ class Result(msgspec.Struct, omit_defaults=True, kw_only=True):
     ok: bool
     state: Literal["done", "failed", "cancelled", "dead"]
     user: str
+    group: str = ""
     data: dict[str, Any]
     """Of the last attempt: task_id, gpu_id, returncode, stdout, stderr, cwd, type, started, finished, value."""
     error: str | None = None

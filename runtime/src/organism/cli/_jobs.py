@@ -152,6 +152,7 @@ def record(result: Result) -> dict[str, Any]:
         "error": result.error,
         "reason": result.reason,
         "user": result.user,
+        "group": result.group,
         "gpu": result.gpu,
         "attempts": result.attempts,
         "submitted": result.submitted,

@@ -23,6 +23,8 @@ class Result:
     reason: str = ""
     """One sentence for people."""
     user: str = ""
+    group: str = ""
+    """The user's group in the site's limits file."""
     gpu: str | None = None
     returncode: int | None = None
     stdout: str = ""
@@ -47,6 +49,7 @@ class Result:
             error=message.error,
             reason=message.reason,
             user=message.user,
+            group=message.group,
             gpu=data.get("gpu_id"),
             returncode=data.get("returncode"),
             stdout=str(data.get("stdout") or ""),

@@ -46,6 +46,7 @@ class _Dispatch(msgspec.Struct, kw_only=True):
     gpu: str
     incarnation: str
     user: str
+    group: str
     timeout: float
     spec: msgspec.Raw
     enq_seq: int
@@ -230,6 +231,7 @@ class Conductor(Endings):
             gpu=gpu.id,
             incarnation=incarnation,
             user=job.user,
+            group=self.site.group_of(job.user),
             timeout=job.timeout,
             spec=msgspec.Raw(raw),
             enq_seq=job.seq,

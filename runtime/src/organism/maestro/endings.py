@@ -154,6 +154,7 @@ class Endings(Leading):
             ok=final.state == "done",
             state=final.state,
             user=job.user,
+            group=self.site.group_of(job.user),
             data=final.data,
             error=final.error,
             reason=final.reason,

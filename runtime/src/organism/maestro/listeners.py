@@ -231,6 +231,7 @@ class Listeners:
             ok=False,
             state="dead",
             user=submission.user,
+            group=conductor.site.group_of(submission.user),
             data={"task_id": submission.task_id},
             error="refused",
             reason=why,

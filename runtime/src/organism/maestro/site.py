@@ -26,6 +26,10 @@ class Site:
     shard: str
     version: str
 
+    def group_of(self, user: str) -> str:
+        """The group that the limits file has a user in; empty for none. Nothing that a user says counts."""
+        return self.user_limits.members.get(user, "")
+
     @property
     def limits(self) -> Limits:
         settings = self.settings

@@ -221,6 +221,8 @@ class Runner:
         env |= {
             "ORGANISM_GPU_ID": self.settings.gpu,
             "ORGANISM_TASK_ID": order.task_id,
+            "ORGANISM_USER": order.user,
+            "ORGANISM_GROUP": order.group,
             "ORGANISM_ATTEMPT": str(order.attempt),
             "ORGANISM_WORKDIR": str(self.settings.cache),
             "ORGANISM_JOBDIR": str(attempt.work),
