@@ -52,7 +52,7 @@ class Leading(ABC):
         self.dependencies = Dependencies()
         self.archive = Archive()
         self.outbox = Outbox(nc)
-        self.feed = Projections(js, self.complain)
+        self.feed = Projections(js, self.complain, lambda: [list(job.lasting()) for job in self.ledger.jobs.values()])
         self.queue = Writer(js, _bus.STREAM_WQ, fence=fences.queue, on_fenced=self.end)
         self.results = Writer(js, _bus.STREAM_RESULTS, fence=fences.results, on_fenced=self.end)
         self.results.settled = fences.results[0]

@@ -3,8 +3,9 @@
 """State events (ORG_EVENTS) and the latest state of each job (bucket organism_jobs): what others look at.
 
 Nothing is decided on them, so they are written behind the truth: in groups whose last message is answered for all
-(one connection, one stream, one order). What a crash of the server may have cost is sent again with the same message
-ids after a reconnection, and after a takeover whatever is missing is found and sent.
+(one connection, one stream, one order). What a crash or a power cut of the server may have cost is found and sent
+again, with the same message ids and in the order of its own time, after a reconnection and after a takeover, before
+anything new is written (:mod:`organism.maestro.survivors`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from organism.bus.jetstream import JetStream, Outgoing
 from organism.bus.messages import StateEvent
 from organism.core import _bus
 from organism.maestro.lookup import last_many
+from organism.maestro.survivors import histories_since, lost_since
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ REMEMBERED = 4096
 HEALED = 500
 """Jobs that are looked up at a time after a takeover."""
 RETRY = 0.5
+Histories = Sequence[Sequence[StateEvent]]
 _KV = f"KV_{_bus.BUCKET_JOBS}"
 
 
@@ -40,9 +43,13 @@ def _kv_subject(task_id: str) -> str:
 class Projections:
     """A queue of events and the newest state of each job that is not written yet."""
 
-    def __init__(self, js: JetStream, complain: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, js: JetStream, complain: Callable[[str, str], None], unfinished: Callable[[], Histories] = tuple
+    ) -> None:
         self.js = js
         self._complain = complain
+        self._unfinished = unfinished
+        """Lasting events of the jobs that have no result yet."""
         self._events: deque[tuple[StateEvent, bytes]] = deque()
         self._latest: dict[str, bytes] = {}
         self._sent: deque[tuple[StateEvent, bytes]] = deque(maxlen=REMEMBERED)
@@ -54,10 +61,9 @@ class Projections:
         self._written.set()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, histories: Sequence[Sequence[StateEvent]] = ()) -> asyncio.Task[None]:
+    def start(self, histories: Histories = ()) -> asyncio.Task[None]:
         """Write; first what is missing of ``histories``, the lasting events of jobs that a former conductor left."""
-        if histories:
-            self._written.clear()
+        self._written.clear()
         self._task = asyncio.create_task(self._run(histories), name="projections")
         return self._task
 
@@ -88,7 +94,6 @@ class Projections:
 
     def _put_back(self) -> None:
         """Send again what was sent last, in front of what waits."""
-        self._interrupted = False
         self._again = len(self._sent)
         self._events.extendleft(reversed(self._sent))
         self._sent.clear()
@@ -97,13 +102,17 @@ class Projections:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    async def _run(self, histories: Sequence[Sequence[StateEvent]]) -> None:
-        await self._heal_all(histories)
+    async def _run(self, histories: Histories) -> None:
+        self._events.extendleft(reversed(await self._missing(histories)))
         del histories  # this frame lives as long as the term
         rounds = 0
         while True:
             if self._interrupted:
+                self._interrupted = False
+                missing = await self._missing(self._unfinished())
                 self._put_back()
+                self._events.extendleft(reversed(missing))
+                self._again += len(missing)
             if not self._events and not self._latest:
                 self._written.set()
                 self._wake.clear()
@@ -169,26 +178,30 @@ class Projections:
                 self._complain("events_refused", f"{stream}: {problem}")
                 return
 
-    # ---- after a takeover --------------------------------------------------------------------------------------------
+    # ---- after a crash -----------------------------------------------------------------------------------------------
 
-    async def _heal_all(self, histories: Sequence[Sequence[StateEvent]]) -> None:
+    async def _missing(self, histories: Histories) -> list[tuple[StateEvent, bytes]]:
         """Find what is missing before anything new is written, since the last event of a job tells what was."""
-        missing: list[tuple[StateEvent, bytes]] = []
-        for at in range(0, len(histories), HEALED):
-            while True:
-                try:
-                    missing += await self._heal(histories[at : at + HEALED])
-                    break
-                except Unavailable as problem:
-                    if self.js.nc.is_closed:
-                        raise
-                    log.info("state events: %s; looking again", problem)
-                    await asyncio.sleep(RETRY)  # see _group
-        self._events.extendleft(reversed(missing))
+        while True:
+            try:
+                missing: list[tuple[StateEvent, bytes]] = []
+                known = {history[0].task_id for history in histories if history}
+                since = await histories_since(self.js, await lost_since(self.js))
+                looked = [*histories, *(history for history in since if history[0].task_id not in known)]
+                for at in range(0, len(looked), HEALED):
+                    missing += await self._heal(looked[at : at + HEALED])
+                break
+            except Unavailable as problem:
+                if self.js.nc.is_closed:
+                    raise
+                log.info("state events: %s; looking again", problem)
+                await asyncio.sleep(RETRY)  # see _group
         if missing:
-            log.info("%d state events of the former conductor were missing and are sent", len(missing))
+            log.info("%d state events of earlier were missing and are sent", len(missing))
+        # in the order of their own time: a conductor that comes next and finds a part of them knows from where to look
+        return sorted(missing, key=lambda entry: (entry[0].ts, entry[0].task_id, entry[0].n))
 
-    async def _heal(self, histories: Sequence[Sequence[StateEvent]]) -> list[tuple[StateEvent, bytes]]:
+    async def _heal(self, histories: Histories) -> list[tuple[StateEvent, bytes]]:
         ids = [history[0].task_id for history in histories]
         events = await self._stored(_bus.STREAM_EVENTS, {_bus.state_subject(task_id): task_id for task_id in ids})
         states = await self._stored(_KV, {_kv_subject(task_id): task_id for task_id in ids})
