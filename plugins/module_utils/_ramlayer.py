@@ -357,8 +357,25 @@ def stop(layer: Layer, root: Root) -> str:
         for mount_point in (layer.ram, layer.merged):
             # what somebody wrote below a mount point is theirs
             if mount_point.is_dir() and not any(mount_point.iterdir()):
-                mount_point.rmdir()
+                mount_point.rmdir()  # takes it from other mount name spaces, too (Linux 3.18)
+        elsewhere = still_seen(root, layer.upper)
+        if elsewhere:
+            done += (
+                f", but {', '.join(elsewhere)} still sees it in a mount name space of its own: what is written there "
+                "from now on is not saved; end it, or give it mounts that follow the host's (rslave)"
+            )
         return done
+
+
+def still_seen(root: Root, upper: Path, limit: int = 5) -> list[str]:
+    """``pid name`` of processes whose mount name space has kept an overlay with this upper.
+
+    umount(2) reaches only those that get the host's mounts by propagation; it would change underneath the others.
+    """
+    mark = f"upperdir={upper},"
+    pids = [pid for pid in root.listdir("/proc") if pid.isdigit()]
+    keeping = [pid for pid in pids if mark in (root.read_or_none(f"/proc/{pid}/mountinfo") or "")]
+    return [f"{pid} {root.read_or_none(f'/proc/{pid}/comm') or '?'}" for pid in keeping[:limit]]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._overlay import KEPT_ATTRIBUTES, Entry, LayerError, read_entry, scan, without_clean
-from ._ramlayer import Layer, locked, presence, usage
+from ._ramlayer import Layer, locked, presence, still_seen, usage
 from ._ramlayer_copy import Damaged, merge_tree, sync_filesystem
 from ._ramlayer_generations import Items
 from ._ramlayer_manifest import Generation, item
@@ -140,6 +140,12 @@ def commit(layer: Layer, root: Root) -> Generation:
         now = presence(layer, root)
         if now.mounted or now.ram is not None:
             raise LayerError(f"{layer.name} is mounted, base would change underneath it: stop {layer.unit} first")
+        elsewhere = still_seen(root, layer.upper)
+        if elsewhere:
+            raise LayerError(
+                f"{layer.name}: nothing merged, {', '.join(elsewhere)} still sees it mounted in a mount name space of "
+                "its own, and base would change underneath it; end it, then run commit again"
+            )
         current = layer.store.current_number()
         record = None if current is None else layer.store.whole(current)
         if current is None:

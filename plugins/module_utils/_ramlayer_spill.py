@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._overlay import Entry, LayerError, holders, mount_overlay, scan, unmount
-from ._ramlayer import Layer, _save, locked, presence, usage
+from ._ramlayer import Layer, _save, locked, presence, still_seen, usage
 from ._ramlayer_content import apply_to_base, is_pinned
 from ._ramlayer_copy import Damaged
 from ._root import Root
@@ -144,7 +144,7 @@ def spill(layer: Layer, root: Root, *, to_percent: float, pins: Iterable[str], w
             users = ", ".join(holders(root, layer.merged)) or "none that is visible from here"
             raise LayerError(f"{layer.name}: cannot be emptied, {layer.merged} is in use by {users}") from error
         try:
-            elsewhere = _still_seen(root, layer.upper)
+            elsewhere = still_seen(root, layer.upper)
             if elsewhere:
                 raise LayerError(
                     f"{layer.name}: cannot be emptied, {', '.join(elsewhere)} still sees it mounted in a mount name "
@@ -155,17 +155,6 @@ def spill(layer: Layer, root: Root, *, to_percent: float, pins: Iterable[str], w
             raise LayerError(f"{layer.name}: not emptied: {error}") from error
         finally:
             mount_overlay(layer.merged, lower=layer.base, upper=layer.upper, work=layer.work)
-
-
-def _still_seen(root: Root, upper: Path, limit: int = 5) -> list[str]:
-    """``pid name`` of processes whose mount name space has kept an overlay with this upper.
-
-    umount(2) reaches only those that get the host's mounts by propagation; it would change underneath the others.
-    """
-    mark = f"upperdir={upper},"
-    pids = [pid for pid in root.listdir("/proc") if pid.isdigit()]
-    keeping = [pid for pid in pids if mark in (root.read_or_none(f"/proc/{pid}/mountinfo") or "")]
-    return [f"{pid} {root.read_or_none(f'/proc/{pid}/comm') or '?'}" for pid in keeping[:limit]]
 
 
 def _excess(layer: Layer, to_percent: float) -> int:

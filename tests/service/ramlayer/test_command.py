@@ -63,6 +63,28 @@ def test_a_commit_empties_the_layer_into_base(machine: Machine) -> None:
     assert (machine.base / "new").exists()
 
 
+def test_a_mount_in_another_name_space_is_told_at_the_stop_and_keeps_base_from_a_commit(machine: Machine) -> None:
+    machine.merged.mkdir(parents=True)
+    (machine.merged / "below").touch()  # somebody's: the mount point cannot be removed, which would end that mount
+    machine.module()
+    (machine.merged / "new").write_text("new", encoding="utf-8")
+    other = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo in; exec sleep 600"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        told = machine.done("unmount")["message"]
+        assert f"{other.pid} sleep still sees it" in told and "not saved" in told
+        assert f"{other.pid} sleep still sees it mounted" in machine.refused("commit")
+        assert not (machine.base / "new").exists()
+    finally:
+        other.kill()
+        other.wait()
+    machine.done("commit")
+    assert (machine.base / "new").read_text(encoding="utf-8") == "new"
+
+
 def test_disable_and_enable(machine: Machine) -> None:
     machine.module()
     assert machine.done("disable")["changed"]
