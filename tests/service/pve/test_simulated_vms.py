@@ -12,7 +12,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,10 @@ def with_recorder(sim: Sim, *words: object) -> int:
     return new_vm(sim, "--hookscript", sim.hook(RECORDER % (sim.top / "phases"), "recorder.sh"), *words)
 
 
-def until(condition: object, what: str) -> None:
+def until(condition: Callable[[], object], what: str) -> None:
     """Wait for something that has no event of its own here."""
     deadline = time.monotonic() + HANG_S
-    while not condition():  # type: ignore[operator]  # a callable
+    while not condition():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.02)
 
@@ -298,13 +299,16 @@ def test_qemu_obeys_the_power_button() -> None:
         for machine in ("q35", "pc"):
             vmid = new_vm(sim, "--machine", machine, "--cores", 2)
             sim.qm("start", vmid)
-            console = sim.top / f"run/qemu-server/{vmid}.console"
-            until(lambda path=console: path.exists() and path.read_bytes() == b"R", "the guest")  # type: ignore[misc]
+            until(partial(_says_ready, sim.top / f"run/qemu-server/{vmid}.console"), "the guest")
             target = _qemu.pve(vmid)
             found = _qemu.find(_Tree(sim.top), target)
             assert found is not None and found.pid == sim.control("machines")[str(vmid)]
             sim.qm("shutdown", vmid, "--timeout", 30)
             assert "status: stopped" in sim.qm("status", vmid).stdout
+
+
+def _says_ready(console: Path) -> bool:
+    return console.exists() and console.read_bytes() == b"R"
 
 
 class _Tree(Root):
