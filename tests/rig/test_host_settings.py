@@ -93,6 +93,7 @@ WISH: dict[str, Any] = {
 }
 
 
+@pytest.mark.fast
 def test_a_check_foretells_the_run_and_other_tools_see_it(rig: Rig, module: Module, earlier: str) -> None:
     foretold = module("host_settings", check=True, **WISH)
     assert rig.must(SNAPSHOT) == earlier
@@ -134,6 +135,7 @@ def test_fewer_settings_take_the_others_back(rig: Rig, module: Module, earlier: 
     assert rig.must("systemctl is-enabled irqbalance.service").strip() == "enabled"
 
 
+@pytest.mark.fast
 def test_what_others_set_meanwhile_stays_and_is_named(rig: Rig, module: Module) -> None:
     module("host_settings", capability="proof", sysctl={"vm.swappiness": 11, "net.core.somaxconn": 5000})
     rig.must("sysctl -q vm.swappiness=33")
@@ -183,6 +185,7 @@ def test_bad_wishes_are_refused_before_anything_changed(
     assert rig.must(SNAPSHOT) == earlier
 
 
+@pytest.mark.fast
 def test_a_value_that_the_kernel_refuses_fails_and_says_what_was_done(rig: Rig, module: Module, earlier: str) -> None:
     wish = {"capability": "proof", "sysctl": {"net.core.somaxconn": 5000, "vm.swappiness": 1000}}
     failed = module("host_settings", **wish)
@@ -191,6 +194,7 @@ def test_a_value_that_the_kernel_refuses_fails_and_says_what_was_done(rig: Rig, 
     assert not rig.must("find /etc -name '*organism*'")  # no boot file with a value that the kernel refuses
 
 
+@pytest.mark.fast
 def test_a_value_that_the_kernel_alters_fails_with_both_and_is_put_back(rig: Rig, module: Module, earlier: str) -> None:
     disk = rig.must("basename $(ls -d /sys/block/*/queue | grep -v 'loop\\|zram' | head -1 | xargs dirname)").strip()
     path = f"/sys/block/{disk}/queue/read_ahead_kb"

@@ -50,6 +50,7 @@ def locked(rig: Rig) -> None:
     assert set(shown.split()) == {"ActiveState=active", "UnitFileState=enabled", "SubState=running"}
 
 
+@pytest.mark.fast
 def test_zones_are_whole_cores_of_this_kernel(rig: Rig, tmp_path: Path) -> None:
     told = play(rig, tmp_path, module("cpu_plan"), check=True, result="said.plan").result
     assert play(rig, tmp_path, role("cpu_plan")).changed == 1
