@@ -95,7 +95,7 @@ async def whole(js: JetStream, stream: str) -> list[Stored]:
     try:
         async for batch in tail:
             found += batch
-            if tail.next_seq > int(state["last_seq"]):
+            if tail.caught_up or tail.next_seq > int(state["last_seq"]):
                 return found
     finally:
         await tail.close()

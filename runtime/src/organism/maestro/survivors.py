@@ -62,7 +62,7 @@ async def histories_since(js: JetStream, when: float) -> list[Sequence[StateEven
             for message in batch:
                 if message.subject.startswith("gpu.task.result."):
                     found += _history(message.data)
-            if tail.next_seq > last:
+            if tail.caught_up or tail.next_seq > last:
                 break
     finally:
         await tail.close()

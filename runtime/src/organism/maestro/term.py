@@ -177,7 +177,13 @@ class Term:
         await listeners.refuse(submission, why, intake.event_of(why), leave_result=leave_result)
 
     async def _backfill(self, conductor: Conductor) -> None:
-        """Outlines of the newest results from before this term."""
+        """Outlines of the newest results from before this term: worth no term when the server goes away meanwhile."""
+        try:
+            await self._read_outlines(conductor)
+        except Unavailable as problem:
+            log.info("results from before this term are not listed: %s", problem)
+
+    async def _read_outlines(self, conductor: Conductor) -> None:
         state = (await self.js.info(_bus.STREAM_RESULTS))["state"]
         first, last = int(state["first_seq"]), int(state["last_seq"])
         for seq in range(last, max(first, last - BACKFILL + 1) - 1, -1):
