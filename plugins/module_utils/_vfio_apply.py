@@ -59,7 +59,7 @@ class Outcome:
 
 
 def apply(hands: Hands, earlier: EarlierState, plan: Plan) -> Outcome:
-    """Raises VfioError, CommandError, OSError. What was done by then stays recorded; the next run goes on from there."""
+    """Raises VfioError, CommandError, OSError. What was done stays recorded; the next run goes on from there."""
     done = Outcome(list(plan.waiting))
     remember = dict(plan.remember)
     if plan.initramfs:
@@ -72,6 +72,9 @@ def apply(hands: Hands, earlier: EarlierState, plan: Plan) -> Outcome:
         done.waiting += release(hands, address, driver)
     for address, value in plan.overrides.items():
         _set_override(hands, address, value)
+    for address, value in plan.resets.items():
+        path = f"{DEVICES}/{address}/reset_method"
+        _tell(hands, path, value, f"the reset method of {address} cannot be set to {value}")
     if plan.bind:
         hands.run(["modprobe", VFIO])
     for group in plan.bind:

@@ -76,13 +76,21 @@ fi
 """
 
 
-def rules(functions: Iterable[Function]) -> str:
-    """The udev rule; one line a function."""
+def rules(functions: Iterable[Function], reset_method: str = "") -> str:
+    """The udev rule; one line a function. ``reset_method``: the only way to reset a card that the kernel may take."""
+    functions = list(functions)
     lines = [
         f'KERNEL=="{f.address}", ATTR{{vendor}}=="0x{f.vendor}", ATTR{{device}}=="0x{f.device}", '
         'GOTO="organism_vfio_take"'
         for f in functions
     ]
+    if reset_method:
+        lines = [
+            f'KERNEL=="{f.address}", ATTR{{vendor}}=="0x{f.vendor}", ATTR{{device}}=="0x{f.device}", '
+            f'ATTR{{reset_method}}="{reset_method}"'
+            for f in functions
+            if f.is_display
+        ] + lines
     head = 'ACTION!="add", GOTO="organism_vfio_end"\nSUBSYSTEM!="pci", GOTO="organism_vfio_end"\n'
     return HEAD + head + "\n".join(lines) + "\n" + _TAKE
 
@@ -124,14 +132,16 @@ def modules(release: str) -> str:
     return HEAD + "\n".join(names) + "\n"
 
 
-def wanted(root: Root, functions: Iterable[Function], mode: str, *, disable_vga: bool) -> list[FileWish]:
+def wanted(
+    root: Root, functions: Iterable[Function], mode: str, *, disable_vga: bool, reset_method: str = ""
+) -> list[FileWish]:
     """All files for these functions; none for none."""
     functions = list(functions)
     if not functions:
         return []
     found = [FileWish(MODULES, modules(root.read_or_none("/proc/sys/kernel/osrelease") or ""))]
     if mode == ADDRESS_MODE:
-        found.append(FileWish(RULES, rules(functions)))
+        found.append(FileWish(RULES, rules(functions, reset_method)))
     text = options(functions, mode, disable_vga=disable_vga)
     if text:
         found.append(FileWish(OPTIONS, text))

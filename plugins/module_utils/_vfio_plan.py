@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What has to be done so that just the wanted functions belong to vfio-pci, now and at each boot; or why it must not.
 
-Keys of the record of earlier state: ``driver:ADDRESS`` and ``override:ADDRESS`` (the driver and ``driver_override`` of
-before), a file's path, and ``initramfs`` while it lacks the last change.
+Keys of the record of earlier state: ``driver:ADDRESS``, ``override:ADDRESS`` and ``reset:ADDRESS`` (the driver,
+``driver_override`` and ``reset_method`` of before), a file's path, and ``initramfs`` while it lacks the last change.
 
 PRIVATE to the organism.proxmox collection.
 """
@@ -27,7 +27,7 @@ CAPABILITY = "vfio"
 AUTO, NOW, BOOT = "auto", "now", "boot"
 BINDS = (AUTO, NOW, BOOT)
 INITRAMFS = "initramfs"
-DRIVER, OVERRIDE = "driver:", "override:"
+DRIVER, OVERRIDE, RESET = "driver:", "override:", "reset:"
 _VGA = "/sys/module/vfio_pci/parameters/disable_vga"
 
 
@@ -46,6 +46,8 @@ class Wish:
     disable_vga: bool = False
     give_console: bool = False
     cards: int | None = None
+    reset_method: str = ""
+    """The only way to reset a card that the kernel may take; empty leaves the kernel's own order."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Plan:
     bind: list[tuple[str, ...]] = field(default_factory=list)
     overrides: dict[str, str] = field(default_factory=dict)
     release: dict[str, str | None] = field(default_factory=dict)
+    resets: dict[str, str] = field(default_factory=dict)
     remember: dict[str, Kept] = field(default_factory=dict)
     forget: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
@@ -101,11 +104,14 @@ def make_plan(root: Root, earlier: EarlierState, facts: Facts, wish: Wish) -> Pl
     plan = Plan(taken)
     chosen = [found[address] for address in taken]
     plan.files = _owned_files.plan(
-        root, earlier, _vfio_files.wanted(root, chosen, wish.mode, disable_vga=wish.disable_vga)
+        root,
+        earlier,
+        _vfio_files.wanted(root, chosen, wish.mode, disable_vga=wish.disable_vga, reset_method=wish.reset_method),
     )
     plan.difference.merge(plan.files.difference)
     plan.kept_by_others |= plan.files.others
     _plan_taking(facts, wish, plan)
+    _plan_resets(facts, wish, plan)
     _plan_giving(facts, wish, plan)
     if wish.disable_vga and taken and (root.read_or_none(_VGA) or "Y").strip() == "N":
         plan.waiting.append("vfio-pci was loaded without disable_vga")
@@ -151,6 +157,8 @@ def check(root: Root, facts: Facts, wish: Wish, taken: Mapping[str, str]) -> Non
         )
     if wish.mode == IDS_MODE:
         _check_ids(facts, taken)
+    if wish.reset_method:
+        _check_resets(facts, wish, cards)
     if not facts.can_bind:
         raise VfioRefused("the running kernel has no module vfio-pci; boot one that has (Debian's and Proxmox VE's do)")
 
@@ -194,6 +202,24 @@ def _check_ids(facts: Facts, taken: Mapping[str, str]) -> None:
         )
 
 
+def _check_resets(facts: Facts, wish: Wish, cards: Iterable[str]) -> None:
+    if wish.mode == IDS_MODE:
+        raise VfioRefused("a reset method belongs to an address: choose mode address, or leave it out")
+    for address in cards:
+        kept = facts.kept.get(RESET + address)
+        ways = {*facts.functions[address].reset, *(str(kept.before).split() if kept else ())}
+        if wish.reset_method not in ways:
+            raise VfioRefused(
+                f"{facts.functions[address]} cannot be reset by {wish.reset_method}: the kernel knows "
+                f"{', '.join(sorted(ways)) or 'no way'} for it"
+                + (
+                    " (device_specific comes with a module such as vendor-reset)"
+                    if "specific" in wish.reset_method
+                    else ""
+                )
+            )
+
+
 # Taking ---------------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +255,28 @@ def _plan_taking(facts: Facts, wish: Wish, plan: Plan) -> None:
             plan.difference.add(f"{function.address} driver", function.driver, VFIO)
             plan.difference.add(f"{function.address} driver_override", function.override, VFIO)
             plan.remember[OVERRIDE + function.address] = Kept(function.override, VFIO)
+
+
+def _plan_resets(facts: Facts, wish: Wish, plan: Plan) -> None:
+    """Cards that the kernel may reset in one way alone; those that lose the wish get the kernel's order again."""
+    wanted = {a for a in plan.taken if wish.reset_method and facts.functions[a].is_display}
+    for address in sorted(wanted | {key[len(RESET) :] for key in facts.kept if key.startswith(RESET)}):
+        function, kept = facts.functions.get(address), facts.kept.get(RESET + address)
+        if address not in wanted:
+            plan.forget.append(RESET + address)
+        if function is None:
+            continue
+        now = " ".join(function.reset)
+        if address in wanted:
+            plan.remember[RESET + address] = Kept(now, wish.reset_method)
+            value = wish.reset_method
+        elif kept and now == kept.set:
+            value = str(kept.before)
+        else:
+            continue
+        if now != value:
+            plan.resets[address] = value
+            plan.difference.add(f"{address} reset_method", now, value)
 
 
 # Giving back ----------------------------------------------------------------------------------------------------------

@@ -83,6 +83,13 @@ options:
     description: Take the cards out of legacy VGA arbitration, which is good for guests with OVMF alone.
     type: bool
     default: false
+  reset_method:
+    description:
+      - The only way in which the kernel may reset the cards (V(bus), V(flr), V(pm), V(device_specific)), for cards that
+        do not survive the one that it takes first. It has to be among those that the kernel knows for the card.
+      - V(device_specific) comes with modules such as C(vendor-reset), which is not installed by anything here.
+    type: str
+    choices: [bus, flr, af_flr, pm, device_specific, acpi]
   give_console:
     description: Take the card of the only console, too, after which the host has no screen.
     type: bool
@@ -227,6 +234,9 @@ from ansible_collections.organism.proxmox.plugins.module_utils._earlier import E
 from ansible_collections.organism.proxmox.plugins.module_utils._root import Root
 from ansible_collections.organism.proxmox.plugins.module_utils._systemd import CommandError, run_command
 
+RESET_METHODS = ["bus", "flr", "af_flr", "pm", "device_specific", "acpi"]
+"""Names in drivers/pci/pci.c (pci_reset_fn_methods)."""
+
 
 def hands(root: Root) -> _vfio_apply.Hands:
     """What touches the host; packing an initramfs takes minutes."""
@@ -247,6 +257,7 @@ def wish_of(params: dict[str, Any]) -> _vfio_plan.Wish:
         params["disable_vga"],
         params["give_console"],
         params["cards"],
+        params["reset_method"] or "",
     )
 
 
@@ -290,6 +301,7 @@ def main() -> None:
             "mode": {"type": "str", "choices": [_vfio_files.ADDRESS_MODE, _vfio_files.IDS_MODE], "default": "address"},
             "bind": {"type": "str", "choices": list(_vfio_plan.BINDS), "default": _vfio_plan.AUTO},
             "disable_vga": {"type": "bool", "default": False},
+            "reset_method": {"type": "str", "choices": RESET_METHODS},
             "give_console": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -67,6 +67,8 @@ class Host(_vfio_apply.Hands):
         if path.endswith("/driver_override"):
             assert text, "an empty write(2) never reaches sysfs"
             write(self.root, path, text.strip() or "(null)")
+        elif path.endswith("/reset_method"):
+            write(self.root, path, text)
         elif path.endswith("/driver/unbind"):
             assert text in path
             self.root.path(f"{DEVICES}/{text}/driver").unlink()

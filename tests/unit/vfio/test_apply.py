@@ -182,6 +182,27 @@ def test_a_driver_that_does_not_come_back_now_waits_for_a_boot(host: Hosts) -> N
     assert not overridden(it) and it.driver("0000:05:00.1") == "snd_hda_intel"
 
 
+def test_a_way_to_reset_is_set_and_taken_back(host: Hosts) -> None:
+    it = host("pool_host")
+    path = "/sys/bus/pci/devices/0000:05:00.0/reset_method"
+    write(it.root, path, "flr bus")
+    with pytest.raises(
+        VfioRefused, match="cannot be reset by device_specific: the kernel knows bus, flr.*vendor-reset"
+    ):
+        it.plan({"address": "05:00"}, reset_method="device_specific")
+    it.have({"address": "05:00"}, reset_method="bus")
+    assert it.root.read(path) == "bus"
+    assert 'KERNEL=="0000:05:00.0"' in it.root.read(_vfio_files.RULES)
+    assert it.root.read(_vfio_files.RULES).count('ATTR{reset_method}="bus"') == 1  # the card, not its sound
+    assert not it.plan({"address": "05:00"}, reset_method="bus").difference
+    assert it.plan({"address": "05:00"}, reset_method="flr").resets == {"0000:05:00.0": "flr"}  # still known
+    it.have({"address": "05:00"})
+    assert it.root.read(path) == "flr bus" and "reset_method" not in it.root.read(_vfio_files.RULES)
+    it.have({"address": "05:00"}, reset_method="bus")
+    it.have()
+    assert it.root.read(path) == "flr bus" and not it.root.exists(RECORD)
+
+
 def test_an_initramfs_that_failed_is_made_by_the_next_run(host: Hosts) -> None:
     it = host("pool_host")
     it.refuse_command = "update-initramfs"
