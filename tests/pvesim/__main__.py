@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
         print(f"commands   PATH={top}/bin:$PATH      (pvesh, qm)")
         print(f"snippets   {top}/var/lib/vz/snippets")
         print(f"schema     {schema}")
-    service.run()
+    service.run(announce=not sys.stdout.isatty())
     return 0
 
 

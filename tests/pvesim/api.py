@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from . import api_clone, api_node, api_qemu, api_resources
+from .ha import Ha
 from .routing import Router
 
 
-def router() -> Router:
-    made = Router()
+def router(ha: Ha) -> Router:
+    made = Router(ha)
     for part in (api_node, api_qemu, api_clone, api_resources):
         part.register(made)
     return made

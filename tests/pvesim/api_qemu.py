@@ -182,6 +182,10 @@ def destroy(call: Call) -> str:
         conf = node.configs.load(vmid)
         if conf.values.get("protection") == "1":
             raise Died(f"can't remove VM {vmid} - protection mode enabled")
+        if call.ha.manages(vmid):
+            if not call.flag("purge"):
+                raise Died(f"unable to remove VM {vmid} - used in HA resources and purge parameter not set.")
+            raise Unknown("purging a VM from HA")
         if node.machine(vmid) is not None:
             raise Died(f"VM {vmid} is running - destroy failed")
 
@@ -204,7 +208,7 @@ def current(call: Call) -> dict[str, Any]:
     conf = call.node.configs.load(call.vmid)
     machine = call.node.machine(call.vmid)
     found = lifecycle.status(call.node, call.vmid, conf)
-    found["ha"] = {"managed": 0}
+    found["ha"] = call.ha.shown(call.vmid)
     found["qmpstatus"] = "stopped" if machine is None else "prelaunch" if machine.paused else "running"
     if re.match(r"(enabled=)?1", conf.values.get("agent", "")):
         found["agent"] = 1
@@ -224,6 +228,8 @@ def start(call: Call) -> str:
     )
     _unsimulated(call, "stateuri", "migratedfrom", "targetstorage", "machine", "force-cpu")
     node, vmid, skiplock = call.node, call.vmid, call.flag("skiplock")
+    if call.ha.manages(vmid):
+        return call.ha.request(vmid, call.caller, "started")
     return node.tasks.run(
         "qmstart", str(vmid), call.caller, lambda task: lifecycle.start(node, vmid, task, skiplock=skiplock)
     ).upid
@@ -233,6 +239,10 @@ def stop(call: Call) -> str:
     call.root_only("skiplock", "keepActive", "migratedfrom")
     _unsimulated(call, "migratedfrom")
     node, vmid = call.node, call.vmid
+    if call.ha.manages(vmid):
+        if call.params.get("overrule-shutdown"):
+            raise bad_parameters({"overrule-shutdown": "Not applicable for HA resources."})
+        return call.ha.request(vmid, call.caller, "stopped", 0)
     timeout = float(call.number("timeout")) if "timeout" in call.params else None
     how = Stop(timeout=timeout, force=True, skiplock=call.flag("skiplock"))
 
@@ -258,6 +268,8 @@ def shutdown(call: Call) -> str:
             raise Died("VM is paused - cannot shutdown")
         press = False
     timeout = float(call.number("timeout")) if "timeout" in call.params else None
+    if call.ha.manages(vmid):
+        return call.ha.request(vmid, call.caller, "stopped", 60 if timeout is None else timeout)
     how = Stop(shutdown=press, timeout=timeout, force=force, skiplock=call.flag("skiplock"))
     return node.tasks.run("qmshutdown", str(vmid), call.caller, lambda task: lifecycle.stop(node, vmid, task, how)).upid
 

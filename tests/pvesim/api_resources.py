@@ -21,7 +21,7 @@ def register(router: Router) -> None:
     router.on("GET", "/cluster/resources", ALL)(resources)
     router.on("GET", "/cluster/nextid", ALL)(next_id)
     router.on("GET", "/cluster/ha/groups", perm("/", "Sys.Audit"))(ha_groups)
-    router.on("GET", "/cluster/ha/resources", perm("/", "Sys.Audit"))(lambda call: [])
+    router.on("GET", "/cluster/ha/resources", perm("/", "Sys.Audit"))(ha_resources)
     router.on("GET", PCI, ALL)(mappings)
     router.on("POST", PCI, perm("/mapping/pci", "Mapping.Modify"))(add_mapping)
     see = either(perm(ONE, "Mapping.Use"), perm(ONE, "Mapping.Modify"), perm(ONE, "Mapping.Audit"))
@@ -54,6 +54,8 @@ def resources(call: Call) -> list[dict[str, Any]]:
                     continue  # destroyed in between
                 template = int(status.get("template", 0))
                 maxcpu = status.pop("cpus")
+                if call.ha.manages(vmid):
+                    status["hastate"] = call.ha.by_vmid[vmid].state
                 found.append(
                     {
                         **status,
@@ -90,6 +92,12 @@ def next_id(call: Call) -> str:
             raise bad_parameters({"vmid": f"VM {call.vmid} already exists"})
         return str(call.vmid)
     return str(next(vmid for vmid in range(100, 1_000_000) if not node.configs.exists(vmid)))
+
+
+def ha_resources(call: Call) -> list[dict[str, Any]]:
+    if call.text("type", "vm") != "vm":
+        return []
+    return [{"sid": f"vm:{vmid}", "type": "vm", "state": each.state} for vmid, each in sorted(call.ha.by_vmid.items())]
 
 
 def ha_groups(_call: Call) -> None:

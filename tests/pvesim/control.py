@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .access import User
+from . import lifecycle
+from .access import ROOT, Caller, User
+from .conf import Conf
+from .ha import Ha
 from .hardware import PciDevice
 from .https import Api
 from .node import Node
@@ -17,9 +20,10 @@ from .node import Node
 class Control:
     """Operations by name; each takes and gives what JSON can carry."""
 
-    def __init__(self, node: Node, api: Api, end: Callable[[], None]) -> None:
+    def __init__(self, node: Node, api: Api, ha: Ha, end: Callable[[], None]) -> None:
         self.node = node
         self.api = api
+        self.ha = ha
         self.end = end
         self.operations: Mapping[str, Callable[..., Any]] = {
             "crash": self.crash,
@@ -36,6 +40,10 @@ class Control:
             "reservations": self.reservations,
             "machines": self.machines,
             "lock": self.lock,
+            "set-ha": self.set_ha,
+            "ha": self.ha_states,
+            "migrate-in": self.migrate_in,
+            "migrate-out": self.migrate_out,
             "quit": self.quit,
         }
 
@@ -129,6 +137,38 @@ class Control:
             if lock:
                 conf.values["lock"] = lock
             self.node.configs.write(vmid, conf)
+
+    def set_ha(self, vmid: int, state: str | None) -> None:
+        """Put a VM under HA (``started``, ``stopped``, ``ignored``), or with None take it out."""
+        self.ha.set(vmid, state)
+
+    def ha_states(self) -> dict[str, str]:
+        return {str(vmid): each.state for vmid, each in self.ha.by_vmid.items()}
+
+    def migrate_in(self, vmid: int, source: str, config: Mapping[str, str]) -> str | None:
+        """A running VM comes from another node: its configuration, then a start that knows where from.
+
+        The exit status of that start.
+        """
+        self.node.configs.write(vmid, Conf(dict(config)))
+        task = self.node.tasks.run(
+            "qmstart",
+            str(vmid),
+            Caller(ROOT),
+            lambda task: lifecycle.start(self.node, vmid, task, skiplock=True, migrated_from=source),
+        )
+        task.wait()
+        return task.exitstatus
+
+    def migrate_out(self, vmid: int) -> dict[str, str]:
+        """A running VM goes to another node: its configuration is gone, then its process, and no hook runs here."""
+        with self.node.vm_lock(vmid):
+            conf = self.node.configs.load(vmid)
+            (self.node.top / f"run/qemu-server/{vmid}.cleanup").unlink(missing_ok=True)
+            self.node.configs.path(vmid).unlink()
+            self.crash(vmid)
+            self.node.reservations.release(vmid)
+        return conf.values
 
     def quit(self) -> None:
         self.end()

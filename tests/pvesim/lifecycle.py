@@ -34,8 +34,13 @@ def check_lock(conf: Conf) -> None:
         raise Died(f"VM is locked ({conf.values['lock']})")
 
 
-def start(node: Node, vmid: int, task: Task, *, skiplock: bool = False, paused: bool = False) -> None:
-    """PVE::QemuServer::vm_start. Raises ApiError with the task's exit status."""
+def start(
+    node: Node, vmid: int, task: Task, *, skiplock: bool = False, paused: bool = False, migrated_from: str = ""
+) -> None:
+    """PVE::QemuServer::vm_start. ``migrated_from``: the node that a running VM comes from, which hooks are told.
+
+    Raises ApiError with the task's exit status.
+    """
     with node.vm_lock(vmid, say=task.log):
         conf = node.configs.load(vmid)
         if conf.values.get("template") == "1" and not paused:
@@ -48,15 +53,16 @@ def start(node: Node, vmid: int, task: Task, *, skiplock: bool = False, paused: 
             check_lock(conf)
         if running is not None:
             raise Died(f"VM {vmid} already running")
-        _start(node, vmid, conf, task, paused=paused)
+        _start(node, vmid, conf, task, paused=paused, migrated_from=migrated_from)
 
 
-def _start(node: Node, vmid: int, conf: Conf, task: Task, *, paused: bool) -> None:
+def _start(node: Node, vmid: int, conf: Conf, task: Task, *, paused: bool, migrated_from: str) -> None:
+    extra = {"PVE_MIGRATED_FROM": migrated_from} if migrated_from else {}
     node.reboot_requests.discard(vmid)
     if conf.has_pending:
         apply_pending(node, vmid, conf)
     config = dict(conf.values)
-    hooks.run(node, config, vmid, "pre-start", task, stop_on_error=True)
+    hooks.run(node, config, vmid, "pre-start", task, stop_on_error=True, extra=extra)
     try:
         choices = startcheck.check(node, config)
         addresses = node.reservations.choose(choices, vmid)
@@ -80,7 +86,7 @@ def _start(node: Node, vmid: int, conf: Conf, task: Task, *, paused: bool) -> No
     node.reservations.reserve(addresses, vmid, pid=machine.pid)
     (node.top / f"run/qemu-server/{vmid}.cleanup").touch()
     threading.Thread(target=_watch, args=(node, machine), name=f"qmeventd-{vmid}", daemon=True).start()
-    hooks.run(node, config, vmid, "post-start", task)
+    hooks.run(node, config, vmid, "post-start", task, extra=extra)
 
 
 def _take_hugepages(node: Node, config: dict[str, str]) -> None:

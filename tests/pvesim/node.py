@@ -77,7 +77,6 @@ class Node:
         self.behaviours: dict[int, Behaviour] = {}
         self.reboot_requests: set[int] = set()
         self.reservations = Reservations(self.pid, self.top / "run/qemu-server/pci-id-reservations")
-        self.ha: dict[int, str] = {}
         self.guard = threading.RLock()
         self.started = time.time()
 

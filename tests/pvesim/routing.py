@@ -11,6 +11,7 @@ from typing import Any
 
 from .access import Caller
 from .errors import ApiError, Unknown, bad_parameters, forbidden
+from .ha import Ha
 from .node import Node
 from .schema import Schema
 
@@ -25,6 +26,7 @@ class Call:
     caller: Caller
     params: dict[str, Any]
     schema: Schema | None
+    ha: Ha
 
     def text(self, name: str, default: str = "") -> str:
         value = self.params.get(name)
@@ -83,6 +85,7 @@ class Route:
 class Router:
     """All methods that are simulated."""
 
+    ha: Ha
     routes: list[Route] = field(default_factory=list)
 
     def on(self, verb: str, template: str, permission: Permission) -> Callable[[Handler], Handler]:
@@ -123,7 +126,7 @@ class Router:
             params = schema.check(method, params)
         if "node" in in_path:
             node.check_node(in_path["node"])
-        return route.handler(Call(node, caller or Caller(""), params, schema))
+        return route.handler(Call(node, caller or Caller(""), params, schema, self.ha))
 
 
 def _known(schema: Schema, verb: str, path: str) -> bool:

@@ -18,6 +18,7 @@ from .api import router
 from .commands import Commands, Terminal
 from .control import Control
 from .errors import ApiError
+from .ha import Ha
 from .https import Api
 from .node import Node, Settings
 from .schema import VARIABLE, Schema
@@ -59,11 +60,12 @@ class Service:
     def __init__(self, top: Path, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
         self.node = Node(top, settings)
         self.schema = Schema.load()
-        made = router()
+        self.ha = Ha(self.node)
+        made = router(self.ha)
         self.api = Api(self.node, made, self.schema, host, port)
         self.commands = Commands(self.node, made, self.schema)
         self.ended = threading.Event()
-        self.control = Control(self.node, self.api, self.ended.set)
+        self.control = Control(self.node, self.api, self.ha, self.ended.set)
         self.socket_path = top / SOCKET
         self._write_commands()
 
@@ -75,21 +77,27 @@ class Service:
             )
             script.chmod(0o755)
 
-    def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or the operation ``quit``; then no VM runs any more."""
+    def run(self, *, announce: bool = True) -> None:
+        """Serve until SIGTERM, SIGINT or the operation ``quit``; then no VM runs any more.
+
+        ``announce``: one line of JSON on standard output once everybody is served.
+        """
         self.socket_path.unlink(missing_ok=True)
         local = _Local(str(self.socket_path), self)
         threading.Thread(target=local.serve_forever, args=(0.05,), name="local", daemon=True).start()
+        threading.Thread(target=self.ha.run, name="pve-ha-lrm", daemon=True).start()
         port = self.api.up()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.ended.set())
         ready = {"port": port, "schema": self.schema is not None, "pid": os.getpid(), "top": str(self.node.top)}
         if self.schema is None:
             print(f"pvesim: requests are NOT checked: {VARIABLE} names no schema", file=sys.stderr, flush=True)
-        print(json.dumps(ready), flush=True)
+        if announce:
+            print(json.dumps(ready), flush=True)
         try:
             self.ended.wait()
         finally:
+            self.ha.ended.set()
             self.api.down()
             local.shutdown()
             for machine in list(self.node.machines.values()):

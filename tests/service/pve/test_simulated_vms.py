@@ -316,3 +316,41 @@ class _Tree(Root):
 
     def path(self, path: str) -> Path:
         return Path(path) if path.startswith("/proc/") else super().path(path)
+
+
+# ---- other nodes, other masters --------------------------------------------------------------------------------------
+
+
+def test_a_vm_that_comes_from_another_node_tells_its_hooks(sim: Sim) -> None:
+    hook = sim.hook(f'#!/bin/sh\necho "$1 $2 from=$PVE_MIGRATED_FROM" >> {sim.top}/moved\n', "moved.sh")
+    vmid = next(_ids)
+    assert sim.control("migrate-in", vmid=vmid, source="pve2", config={"name": "guest", "hookscript": hook}) == "OK"
+    sim.control("migrate-out", vmid=vmid)
+    assert (sim.top / "moved").read_text().split("\n")[:-1] == [
+        f"{vmid} pre-start from=pve2",
+        f"{vmid} post-start from=pve2",
+    ]
+    assert str(vmid) not in sim.control("machines") and str(vmid) not in sim.qm("list").stdout
+
+
+def test_under_ha_a_start_is_only_a_request(sim: Sim) -> None:
+    vmid = with_recorder(sim)
+    sim.control("set-ha", vmid=vmid, state="stopped")
+    assert f"Requesting HA start for VM {vmid}" in sim.qm("start", vmid).stdout
+    until(lambda: str(vmid) in sim.control("machines"), "the resource manager's start")
+    assert f"vm: {vmid}\n\tstate started\n" in (sim.top / "etc/pve/ha/resources.cfg").read_text()
+    sim.control("crash", vmid=vmid)
+    until(lambda: recorded(sim, vmid).count("post-start") == 2, "what shall run is started again")
+    assert f"Requesting HA stop for VM {vmid}" in sim.qm("shutdown", vmid, "--timeout", 20).stdout
+    until(lambda: recorded(sim, vmid)[-2:] == ["pre-stop", "post-stop"], "the resource manager's shutdown")
+    assert str(vmid) not in sim.control("machines")
+    sim.control("set-ha", vmid=vmid, state=None)
+
+
+def test_under_ha_a_start_that_is_refused_twice_ends_in_error(sim: Sim) -> None:
+    hook = sim.hook(f"#!/bin/sh\n[ $2 = pre-start ] || exit 0\necho x >> {sim.top}/refused\nexit 1\n", "never.sh")
+    vmid = new_vm(sim, "--hookscript", hook)
+    sim.control("set-ha", vmid=vmid, state="started")
+    until(lambda: sim.control("ha")[str(vmid)] == "error", "the resource manager gives up")
+    assert (sim.top / "refused").read_text() == "x\nx\n"
+    sim.control("set-ha", vmid=vmid, state=None)

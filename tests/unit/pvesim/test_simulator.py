@@ -12,6 +12,8 @@ from pvesim.api import router
 from pvesim.conf import Conf, Configs, parse
 from pvesim.errors import ApiError, Died
 from pvesim.formats import parse_cpuset
+from pvesim.ha import Ha
+from pvesim.node import Node
 from pvesim.schema import VARIABLE, Schema
 
 
@@ -45,8 +47,8 @@ def test_a_digest_is_the_files_own(tmp_path: Path) -> None:
         configs.load(101)
 
 
-def test_every_method_is_one_of_the_api_with_its_permissions(schema: Schema) -> None:
-    for route in router().routes:
+def test_every_method_is_one_of_the_api_with_its_permissions(schema: Schema, tmp_path: Path) -> None:
+    for route in router(Ha(Node(tmp_path))).routes:
         method = schema.find(route.verb, route.template)
         assert method is not None, f"{route.verb} {route.template} is no method of the API"
         wanted = method.info.get("permissions") or {}
@@ -98,15 +100,25 @@ def test_what_the_schema_lets_pass(schema: Schema) -> None:
     done = schema.check(
         method,
         {
-            "node": "pve1", "vmid": "100", "cores": "4", "onboot": "yes", "memory": "current=2048",
-            "net0": "virtio,bridge=vmbr0,queues=4", "hostpci0": "mapping=gpu0,pcie=1", "agent": "1",
-
-                "scsi0": "fast:8,aio=io_uring,cache=none,discard=on,iothread=1",
-                "affinity": "0-3,8",
-                "boot": "order=scsi0"
-            ,
-            "efidisk0": "fast:1,efitype=4m,pre-enrolled-keys=0", "numa0": "cpus=0-3,memory=1024", "tags": "a;b",
-            "ipconfig0": "ip=dhcp", "startup": "order=1,up=5", "cpu": "host", "machine": "q35", "vga": "serial0",
+            "node": "pve1",
+            "vmid": "100",
+            "cores": "4",
+            "onboot": "yes",
+            "memory": "current=2048",
+            "net0": "virtio,bridge=vmbr0,queues=4",
+            "hostpci0": "mapping=gpu0,pcie=1",
+            "agent": "1",
+            "scsi0": "fast:8,aio=io_uring,cache=none,discard=on,iothread=1",
+            "affinity": "0-3,8",
+            "boot": "order=scsi0",
+            "efidisk0": "fast:1,efitype=4m,pre-enrolled-keys=0",
+            "numa0": "cpus=0-3,memory=1024",
+            "tags": "a;b",
+            "ipconfig0": "ip=dhcp",
+            "startup": "order=1,up=5",
+            "cpu": "host",
+            "machine": "q35",
+            "vga": "serial0",
         },
     )
     assert (done["cores"], done["onboot"], done["vmid"]) == (4, 1, 100)
