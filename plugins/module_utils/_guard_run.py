@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -187,6 +188,27 @@ class Guard:
         finally:
             os.close(descriptor)
         return _guard_pve.machine(self.root, vmid) is None
+
+    def start_vm(self, vmid: int, timeout: float) -> tuple[bool, list[str]]:
+        """``qm start``: did it end well, and the lines of the task's log, which have the reason when it did not."""
+        argv = [str(self.root.path(QM)), "start", str(vmid)]
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except FileNotFoundError:
+            return False, [f"{argv[0]} is not installed on this host"]
+        except subprocess.TimeoutExpired:
+            return False, [f"qm start {vmid} did not end within {timeout:g} s"]
+        return done.returncode == 0, done.stdout.splitlines()
 
     # What calls it ----------------------------------------------------------------------------------------------------
 

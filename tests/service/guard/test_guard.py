@@ -125,6 +125,16 @@ def test_memory_is_a_rule_over_all_vms(place: Place) -> None:
     assert "Make 2048 MiB free" in log
 
 
+def test_mlmode_gives_the_reason_that_proxmox_gives(place: Place) -> None:
+    place.sim.control("lock", vmid=TRAIN, lock="snapshot")
+    try:
+        good, report = asked(place, *place.mlmode, "train")
+    finally:
+        place.sim.control("lock", vmid=TRAIN, lock=None)
+    assert not good
+    assert "VM is locked (snapshot)" in report["reasons"][0]["text"]
+
+
 def test_a_backup_of_a_stopped_vm_switches_nothing(place: Place) -> None:
     assert place.by_qm("start", TRAIN)[0]
     good, log = place.backup(INFER, "stop")

@@ -23,13 +23,16 @@ from organism.core._guard import RUNNING, Reason
 from organism.core._guard_config import MODES, load
 from organism.core._guard_run import QM, Guard
 from organism.core._root import Root
-from organism.core._systemd import CommandError
 from organism.host.guard import TROUBLE, accept, as_dicts, say, show
 
 NAME = "mlmode"
 _NOTICE_S = 60.0
 """How long a VM under high availability may take to begin to start: its manager looks each 10 s."""
 _POLL_S = 0.5
+_LONGEST_START_S = 1800.0
+"""A guard against hanging: Proxmox VE gives a VM with devices four seconds a GiB."""
+_ENTRY = "10-guard: "
+"""What the dispatcher puts before the guard's lines."""
 
 
 class Refused(Exception):
@@ -113,12 +116,13 @@ def _switch(guard: Guard, mode: str) -> tuple[Reason, ...]:
     decision = _guard.decide(state, _guard.Request(vmid, at=time.monotonic_ns()))
     if decision.refused:
         return decision.reasons
-    try:
-        said = guard.run([str(guard.root.path(QM)), "start", str(vmid)], timeout=2 * guard.config.deadline + 600)
-    except CommandError as error:
-        return (Reason("start", f"{vm.label} did not start: {error}", f"See: organism-guard explain {vmid}"),)
-    for line in said.splitlines():
+    started, said = guard.start_vm(vmid, 2 * guard.config.deadline + _LONGEST_START_S)
+    for line in said:
         guard.say(line)
+    if not started:
+        own = [line.removeprefix(_ENTRY) for line in said if line.startswith(_ENTRY)]
+        text = "; ".join(own or said) or "qm start gave no reason"
+        return (Reason("start", f"{vm.label} did not start: {text}", f"See: organism-guard explain {vmid}"),)
     ends = time.monotonic() + (_NOTICE_S + guard.config.deadline if _guard_pve.is_ha(guard.root, vmid) else 0.0)
     while _guard_pve.machine(guard.root, vmid) is None:
         if time.monotonic() >= ends:
