@@ -301,13 +301,15 @@ def _give(facts: Facts, wish: Wish, plan: Plan, function: Function) -> None:
         plan.overrides[address] = override.before
         plan.difference.add(f"{address} driver_override", function.override, override.before)
     driver = facts.kept.get(DRIVER + address)
-    if driver is None or driver.before == function.driver or function.driver is None:
+    if driver is None or driver.before == function.driver:
         return
-    if function.driver != driver.set:
+    if function.driver not in (driver.set, None):  # without any, an earlier run was cut between two drivers
         plan.kept_by_others[f"{address} driver"] = function.driver
         return
     if wish.bind == BOOT:
-        plan.waiting.append(f"{address} has vfio-pci, and {driver.before or 'its own driver'} from the next boot on")
+        plan.waiting.append(
+            f"{address} has {function.driver or 'no driver'}, and {driver.before or 'none'} from the next boot on"
+        )
         return
     if address in facts.holders:
         raise VfioRefused(

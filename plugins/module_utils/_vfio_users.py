@@ -54,7 +54,9 @@ def nodes_of(root: Root, it: Function) -> list[str]:
     if it.group is not None and it.driver == "vfio-pci":
         found.append(f"/dev/vfio/{it.group}")
     found += [f"/dev/vfio/devices/{name}" for name in root.listdir(f"{it.sysfs}/vfio-dev")]
-    found += [f"/dev/dri/{name}" for name in root.listdir(f"{it.sysfs}/drm") if re.fullmatch(r"(card|renderD)\d+", name)]
+    found += [
+        f"/dev/dri/{name}" for name in root.listdir(f"{it.sysfs}/drm") if re.fullmatch(r"(card|renderD)\d+", name)
+    ]
     for card in root.glob(f"{it.sysfs}/sound/card*"):
         found += [f"/dev/snd/{name}" for name in root.listdir(card) if re.match(r"(pcm|control|hw)C\d+", name)]
     minor = nvidia_information(root, it.address).get("Device Minor")

@@ -173,6 +173,14 @@ def test_a_card_that_refuses_is_named_and_can_be_given_back(host: Hosts) -> None
     assert it.driver("0000:05:00.0") == "amdgpu"
 
 
+def test_a_run_that_was_cut_between_two_drivers_is_finished_by_the_next(host: Hosts) -> None:
+    it = host("pool_host")
+    it.have({"address": "05:00"}, bind="now")
+    it.write("/sys/bus/pci/devices/0000:05:00.0/driver/unbind", "0000:05:00.0")  # and then the power went
+    it.have()
+    assert it.driver("0000:05:00.0") == "amdgpu" and not overridden(it)
+
+
 def test_a_driver_that_does_not_come_back_now_waits_for_a_boot(host: Hosts) -> None:
     it = host("pool_host")
     it.have({"address": "05:00"}, bind="now")
