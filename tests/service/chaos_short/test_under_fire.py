@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Half a minute of ``./run chaos SUITE=jobs``: each kind of fault once; and its checker fails on a history that lies."""
+"""Half a minute of ``./run chaos SUITE=jobs``, each kind of fault once; and its checker fails on a false history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chaos(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "chaos.jobs", *words],
         cwd=REPO,
-        env={**os.environ, "PYTHONPATH": f"{REPO}/tests:{REPO}/runtime/src", "ORGANISM_NATS_SERVER": nats_server_binary()},
+        env={**os.environ, "PYTHONPATH": f"{REPO}/tests", "ORGANISM_NATS_SERVER": nats_server_binary()},
         capture_output=True,
         text=True,
         timeout=10 * HANG,

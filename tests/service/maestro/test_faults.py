@@ -252,6 +252,41 @@ def test_a_frozen_worker_is_told_to_start_anew_and_its_report_is_not_wanted(
     asyncio.run(main())
 
 
+def test_an_outcome_of_another_start_of_the_worker_is_not_taken(bus: BusServer, conductors: Conductors) -> None:
+    """Such as of an order that was delivered, lost with the server's power before it was on disk, and given anew."""
+
+    async def main() -> None:
+        conductors()
+        worker = await FakeWorker(bus, "gpu0", forever).start()
+        alice = await Submitter.connect(bus)
+        task_id = await alice.submit()
+        await until(lambda: worker.running)
+        ref = next(iter(worker.running))
+
+        def outcome(incarnation: str) -> Report:
+            return Report(
+                ts="2026-11-22T10:00:00.000Z",
+                task_id=task_id,
+                attempt=ref.attempt,
+                gpu_id="gpu0",
+                incarnation=incarnation,
+                type="cmd",
+                returncode=0,
+                stdout=f"of {incarnation}",
+            )
+
+        worker.outcomes[ref] = outcome("another")
+        worker._outcome.set()
+        await until(lambda: (ref, "stale") in worker.verdicts)
+        worker.outcomes[ref] = outcome(worker.incarnation)
+        worker._outcome.set()
+        result = await alice.result(task_id)
+        assert (result.data["stdout"], result.attempts) == (f"of {worker.incarnation}", ref.attempt)
+        await end([worker])
+
+    asyncio.run(main())
+
+
 def test_an_order_that_its_worker_never_mentions_is_given_again(bus: BusServer, conductors: Conductors) -> None:
     async def main() -> None:
         conductors()

@@ -337,6 +337,11 @@ class Listeners:
             else:
                 respond(ReportReply(verdict="stale", reason=f"attempt {job.attempt} of {job.task_id} counts"))
             return
+        if job.incarnation != report.incarnation:
+            # of an order that reached the worker and then was lost with the server's power: the attempt was given anew
+            why = f"attempt {job.attempt} of {job.task_id} was given to another start of the worker"
+            respond(ReportReply(verdict="stale", reason=why))
+            return
         if conductor.fleet.reported(report.gpu_id, ref, conductor.clock.now()):
             conductor.pump()
 
