@@ -28,7 +28,7 @@ LIBRARY = "/opt/organism/lib"
 # of the runtime's dependencies those that a worker imports
 NEEDED = ("organism-", "msgspec-", "nats_py-", "nkeys-", "pynacl-", "cffi-", "pycparser-")
 PYTHONS = ("3.11", "3.13")
-GUARD = 300.0
+GUARD = 600.0
 
 
 def library(cache: Path, python: str) -> bytes:

@@ -50,13 +50,14 @@ async def run(runner: Runner, gpu: str, jobs: list[dict[str, Any]]) -> list[dict
             gpu=gpu,
             incarnation="rig",
             user="mallory",
-            timeout=spec.timeout or 60,
+            timeout=spec.timeout or 240,
             spec=spec,
             enq_seq=1,
         )
         report = await runner.run(order, Stop())
         assert report is not None
-        reports.append(msgspec.to_builtins(report))
+        # with what has its default value, which messages leave out
+        reports.append({name: msgspec.to_builtins(getattr(report, name)) for name in report.__struct_fields__})
     return reports
 
 
