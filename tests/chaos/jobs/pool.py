@@ -101,9 +101,14 @@ class Pool:
         return given | ({"CA_FILE": self.tls.ca} if self.tls else {})
 
     def _conductor(self, name: str) -> Part:
-        order = {} if self.plan.options.strict else {"AGING_PER_HOUR": 600, "FAIR_SHARE_HALF_LIFE_SEC": 60}
+        order: dict[str, object] = {"AGING_PER_HOUR": 600, "FAIR_SHARE_HALF_LIFE_SEC": 60}
         if self.plan.options.strict:
             order = {"AGING_PER_HOUR": 0, "FAIR_SHARE_HALF_LIFE_SEC": 0}
+        if len(self.servers) > 1:
+            order |= {
+                "LEASE_TTL_SEC": 4,
+                "HEARTBEAT_TTL_SEC": 6,
+            }  # a cluster needs seconds for a new leader of a stream
         policy = self.folder / "policy.toml"
         policy.write_text('[users]\noperators = ["olga"]\n')
         config = write_settings(

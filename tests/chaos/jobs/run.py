@@ -24,7 +24,7 @@ from organism.bus.messages import FINAL_STATES, StateEvent
 from organism.core import _bus
 
 PATIENCE = 180.0
-"""Seconds after the last fault in which all jobs must become final."""
+"""Seconds without any job becoming final, after the last fault, from which on they never will."""
 SETTLE = 60.0
 """Seconds after that in which the events, which follow the results, must be complete."""
 
@@ -83,16 +83,18 @@ async def _tell(recorder: Recorder, faults: Faults, plan: Plan) -> None:
 
 
 async def _until_final(pool: Pool, recorder: Recorder, plan: Plan, book: Notebook) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline, final = time.monotonic() + PATIENCE, 0
 
     def sent() -> bool:
         return any(line["what"] == "all sent" for line in read(pool.book))
 
     while not (len(recorder.results) >= len(plan.jobs) and sent()):
+        if len(recorder.results) > final:
+            deadline, final = time.monotonic() + PATIENCE, len(recorder.results)
         if time.monotonic() > deadline:
             missing = sorted(set(plan.jobs) - recorder.results)
             raise Stuck(
-                f"{len(missing)} jobs are not final {PATIENCE:g} s after the last fault"
+                f"{len(missing)} jobs are not final, and none became so for {PATIENCE:g} s after the last fault"
                 f" (all sent: {sent()}): {', '.join(missing[:8])}"
             )
         await asyncio.sleep(0.2)  # the submitter's notebook tells nobody
