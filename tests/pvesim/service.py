@@ -30,27 +30,41 @@ _SCRIPT = """\
 #!{python} -IS
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-import json
+# Only what is built in is imported: hooks and tests start this very often.
 import os
-import socket
 import sys
+
+import _socket
 
 if os.geteuid() != 0:
     sys.exit("please run as root")
-server = socket.socket(socket.AF_UNIX)
+server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
 try:
     server.connect({address!r})
 except OSError as error:
     sys.exit(f"pvesim does not run at {address}: {{error.strerror}}")
-server.sendall(json.dumps({{"command": {command!r}, "words": sys.argv[1:]}}).encode() + b"\\n")
-for line in server.makefile("rb"):
-    told = json.loads(line)
-    if "rc" in told:
-        sys.exit(told["rc"])
-    stream = sys.stdout if "out" in told else sys.stderr
-    stream.write(told.get("out", told.get("err", "")))
+
+
+def read(count):
+    got = b""
+    while len(got) < count:
+        more = server.recv(count - len(got))
+        if not more:
+            sys.exit("pvesim went away")
+        got += more
+    return got
+
+
+asked = b"\\0".join(os.fsencode(word) for word in [{command!r}, *sys.argv[1:]])
+server.sendall(b"%08d" % len(asked) + asked)
+while True:
+    kind, size = read(1), int(read(8))
+    told = read(size)
+    if kind == b"r":
+        sys.exit(int(told))
+    stream = sys.stdout if kind == b"o" else sys.stderr
+    stream.buffer.write(told)
     stream.flush()
-sys.exit("pvesim went away")
 """
 
 
@@ -124,20 +138,26 @@ class _LocalRequest(socketserver.StreamRequestHandler):
     server: _Local
 
     def handle(self) -> None:
-        asked = json.loads(self.rfile.readline() or b"{}")
-        service = self.server.service
-        if "control" in asked:
-            try:
-                answer = {"data": service.control.run(asked["control"], asked.get("arguments", {}))}
-            except (ApiError, KeyError, TypeError) as error:
-                answer = {"error": repr(error)}
-            self._say(answer)
-            return
-        terminal = Terminal(lambda text: self._say({"out": text}), lambda text: self._say({"err": text}))
-        self._say({"rc": service.commands.run(asked["command"], asked["words"], terminal)})
+        """A control operation as a line of JSON; or a command, as eight digits and so many bytes of words."""
+        first = self.rfile.read(1)
+        if first == b"{":
+            self._control(json.loads(first + self.rfile.readline()))
+        elif first:
+            size = int(first + self.rfile.read(7))
+            command, *words = os.fsdecode(self.rfile.read(size)).split("\0")
+            terminal = Terminal(lambda text: self._say(b"o", text), lambda text: self._say(b"e", text))
+            self._say(b"r", str(self.server.service.commands.run(command, words, terminal)))
 
-    def _say(self, told: dict[str, Any]) -> None:
-        self.wfile.write(json.dumps(told).encode() + b"\n")
+    def _control(self, asked: dict[str, Any]) -> None:
+        try:
+            answer = {"data": self.server.service.control.run(asked["control"], asked.get("arguments", {}))}
+        except (ApiError, KeyError, TypeError) as error:
+            answer = {"error": repr(error)}
+        self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+    def _say(self, kind: bytes, text: str) -> None:
+        told = os.fsencode(text)
+        self.wfile.write(kind + b"%08d" % len(told) + told)
         self.wfile.flush()
 
 
