@@ -201,10 +201,19 @@ def converge(
     return outcome
 
 
-def remove(pve: Pve, names: Sequence[str], *, force: bool, check_mode: bool) -> Outcome:
-    """Raises MappingRefused for one that a VM has."""
+def remove(
+    pve: Pve, names: Sequence[str], *, owned_prefix: str = "", keep: Sequence[str] = (), force: bool, check_mode: bool
+) -> Outcome:
+    """Those that are named, and those that begin with ``owned_prefix`` and are not to be kept.
+
+    Raises MappingRefused for one that a VM has.
+    """
     present = {str(each["id"]): each for each in pve.get(PATH)}
-    gone = [name for name in names if name in present]
+    gone = [
+        name
+        for name in sorted(present)
+        if name in names or (owned_prefix and name.startswith(owned_prefix) and name not in keep)
+    ]
     _refuse_used(pve, gone, force)
     outcome = Outcome()
     _delete(pve, gone, present, outcome, check_mode=check_mode)

@@ -80,9 +80,16 @@ options:
     choices: [present, absent]
     default: present
   owned_prefix:
-    description: Mappings that begin like this and are not in O(mappings) are removed. Without it, none is.
+    description:
+      - Mappings that begin like this and are not in O(mappings) are removed. With O(state=absent), all that begin like
+        this but for O(keep). Without it, none is.
     type: str
     default: ""
+  keep:
+    description: With O(state=absent), mappings of O(owned_prefix) that stay.
+    type: list
+    elements: str
+    default: []
   force:
     description: Remove a mapping although a VM has it. That VM does not start then.
     type: bool
@@ -151,6 +158,7 @@ ARGUMENTS: dict[str, Any] = {
     "mappings": {"type": "list", "elements": "dict", "required": True, "options": MAPPING},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "owned_prefix": {"type": "str", "default": ""},
+    "keep": {"type": "list", "elements": "str", "default": []},
     "force": {"type": "bool", "default": False},
 }
 
@@ -172,7 +180,14 @@ def run(pve: _pve_client.Pve, params: dict[str, Any], *, check: bool) -> _pve_ma
     """Raises PveError and MappingRefused."""
     if params["state"] == "absent":
         names = [each["name"] for each in params["mappings"]]
-        return _pve_mapping.remove(pve, names, force=params["force"], check_mode=check)
+        return _pve_mapping.remove(
+            pve,
+            names,
+            owned_prefix=params["owned_prefix"],
+            keep=params["keep"],
+            force=params["force"],
+            check_mode=check,
+        )
     node = _pve_find.node_name(pve, params["node"])
     wishes = [wish(each, node) for each in params["mappings"]]
     return _pve_mapping.converge(

@@ -149,6 +149,14 @@ def test_every_vm_is_one_that_pve_vm_takes(small_vmid: str) -> None:
         assert (wanted["config"].get("balloon") == 0) == bool(vm.gpus)
 
 
+def test_the_published_example_has_a_shared_card_and_no_conflict() -> None:
+    file = REPO / "docs/examples/multi-gpu-clusters.catalog.yml"
+    catalog = _catalog.read(lined_yaml.load(file.read_text(), file.name), file.name)
+    users = ["hpc-cluster-compute-01", "cloud-cluster-gpu-worker-01"]
+    assert catalog.sharing() == {("pve1", "0000:01:00"): users}
+    assert "start by themselves" not in catalog.remarks[0].text
+
+
 def inventory(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "lab.catalog.yml"
     file.write_text(text)

@@ -132,6 +132,9 @@ def test_ours_that_are_no_longer_wished_for_go_unless_a_vm_has_them(pve: FakePve
     assert set(pve.maps) == {"gpu-01", "foreign"}
     assert pm.remove(pve, ["gpu-01", "never"], force=False, check_mode=False).difference.changed
     assert set(pve.maps) == {"foreign"}
+    converge(pve, wish(1), wish(2))
+    pm.remove(pve, [], owned_prefix="gpu-", keep=["gpu-01"], force=False, check_mode=False)
+    assert set(pve.maps) == {"foreign", "gpu-01"}
 
 
 def test_what_proxmox_says_of_the_result_is_passed_on(pve: FakePve) -> None:
