@@ -27,10 +27,10 @@ class Program:
 
 
 def chaos(places: Places, words: list[str]) -> Program:
-    """``SUITE=ram SEED=1 MINUTES=5``: every KEY=value but SUITE becomes ``--key value``. Raises BadWords."""
+    """``SUITE=jobs SEED=1 MINUTES=5``: every KEY=value but SUITE becomes ``--key value``. Raises BadWords."""
     pairs = [word.partition("=") for word in words]
     if any(not (key.isalpha() and equals and value) for key, equals, value in pairs):
-        raise BadWords("chaos takes words like SUITE=ram SEED=1 MINUTES=5")
+        raise BadWords("chaos takes words like SUITE=jobs SEED=1 MINUTES=5")
     given = {key.lower(): value for key, _equals, value in pairs}
     suite = given.pop("suite", "")
     if suite not in CHAOS:

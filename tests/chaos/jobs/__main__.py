@@ -131,8 +131,9 @@ def judge(folder: Path) -> int:
 
 
 def _tell(history: histories.History, plan: Plan) -> None:
-    states = Counter(result.state for _, result in history.results)
-    retries = Counter(event.err for _, result in history.results for event in result.history if event.state == "retry")
+    states = Counter[str](result.state for _, result in history.results)
+    steps = [event for _, result in history.results for event in result.history]
+    retries = Counter(event.err or "" for event in steps if event.state == "retry")
     attempts = sum(result.attempts for _, result in history.results)
     seen = len({(order.task_id, order.attempt) for order in history.orders})
     terms = {order.term for order in history.orders}

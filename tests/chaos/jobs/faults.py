@@ -194,7 +194,7 @@ class Faults:
                 answer = await (await self._forger(gpu)).ask(
                     _bus.done_subject(gpu), messages.encode(report), timeout=3.0
                 )
-                verdict = messages.decode(answer.data, ReportReply).verdict
+                verdict: str = messages.decode(answer.data, ReportReply).verdict
             except BusError as problem:
                 verdict = f"no answer: {problem}"[:80]
             self.book.note("forged", task_id=order["task_id"], attempt=order["attempt"], gpu=gpu, verdict=verdict)

@@ -108,7 +108,7 @@ class Pool:
             order |= {
                 "LEASE_TTL_SEC": 4,
                 "HEARTBEAT_TTL_SEC": 6,
-            }  # a cluster needs seconds for a new leader of a stream
+            }  # a new leader of a stream takes seconds
         policy = self.folder / "policy.toml"
         policy.write_text('[users]\noperators = ["olga"]\n')
         config = write_settings(
