@@ -105,7 +105,7 @@ class Pool:
         self.gpus = list(gpus)
         self.bus = BusServer(directory / "bus", [*members, *(("worker", gpu) for gpu in gpus)])
         self.conductor = ConductorProcess(directory / "maestro", self.bus, **conductor)
-        settings = {**WORKER, **(worker or {})}
+        settings = {**WORKER, **(worker or {}), "neighbours": gpus}
         self.workers = {gpu: WorkerProcess(directory / f"worker-{gpu}", self.bus, gpu, **settings) for gpu in gpus}
 
     def start(self) -> Pool:

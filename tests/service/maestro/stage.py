@@ -175,6 +175,7 @@ class FakeWorker:
         self.device = Device(**{"backend": "simulated", "address": f"sim:{gpu}", "vram_mb": 8192, **device})
         self.types = ["cmd", "noop"]
         self.host = "rig"
+        self.spec = messages.SPEC_LEVEL
         self.beat = BEAT
         self.incarnation = ""
         self.outcomes: dict[TaskRef, Report] = {}
@@ -248,6 +249,7 @@ class FakeWorker:
             running=list(self.running) if self.listing else [],
             unreported=list(self.outcomes) if self.listing else [],
             draining=self.draining,
+            spec=self.spec,
         )
 
     async def _beats(self) -> None:

@@ -182,7 +182,11 @@ class WorkerProcess:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)
         self.cache = directory / "cache"
-        devices = [{"id": gpu, "backend": "simulated", "address": "sim:0", "model": "Simulated GPU (no hardware)"}]
+        names = dict.fromkeys([gpu, *settings.pop("neighbours", ())])
+        devices = [
+            {"id": name, "backend": "simulated", "address": f"sim:{number}", "model": "Simulated GPU (no hardware)"}
+            for number, name in enumerate(names)
+        ]
         (directory / "gpus.json").write_text(json.dumps({"version": 1, "gpus": devices}))
         policy = settings.pop("policy", None)
         if policy is not None:

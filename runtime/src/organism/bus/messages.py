@@ -20,6 +20,11 @@ VERSION: Final = 1
 
 Identifier = Annotated[str, msgspec.Meta(pattern=rf"^{_bus.IDENTIFIER.pattern}\Z")]
 JobType = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,31}\Z")]
+InputPath = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+MOST_GPUS = 64
+SPEC_LEVEL = 2
+"""Which fields of a job this version's workers know: 2 adds `gpus`, `gpu_model` and `inputs`. A worker of an earlier
+version refuses what it does not know, so the conductor gives it no job that has any of them."""
 State = Literal["enqueued", "waiting_gpu", "scheduled", "running", "retry", "done", "failed", "cancelled", "dead"]
 FINAL_STATES = ("done", "failed", "cancelled", "dead")
 
@@ -78,6 +83,12 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     gpu: Identifier | None = None
     """Only this GPU (waits while it is away)."""
     min_vram_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    gpus: Annotated[int, msgspec.Meta(ge=1, le=MOST_GPUS)] = 1
+    """So many GPUs of one host, all of them or none; each as `min_vram_mb` and `gpu_model` say."""
+    gpu_model: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+    """Only a GPU whose model's name contains this, in capitals or not."""
+    inputs: Annotated[list[InputPath], msgspec.Meta(max_length=64)] = []
+    """Paths in the GPUs' caches that the job reads: of the GPUs that are free it gets one that has most of them."""
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
     """Higher goes first; equal ones in order of submission."""
     delay: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 0
@@ -91,6 +102,11 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     """While a job of the same user with this key is unfinished, another one is cancelled (``unique``)."""
     labels: dict[str, str] = {}
     replay_of: Identifier | None = None
+
+
+def level_of(spec: JobSpec) -> int:
+    """The ``spec`` level that a worker must have to read this job."""
+    return 2 if spec.gpus > 1 or spec.gpu_model is not None or spec.inputs else 0
 
 
 class TaskRef(msgspec.Struct, frozen=True):
@@ -121,6 +137,8 @@ class RunOrder(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Sequence of the submission in ORG_WQ: the conductor's own key."""
     reason: str = ""
     """Why this job went before one that strict order would have put first."""
+    also: list[Identifier] = []
+    """Further GPUs of the same host that are the job's while it runs (`gpus`)."""
 
 
 class Device(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -170,6 +188,8 @@ class Heartbeat(msgspec.Struct, omit_defaults=True, kw_only=True):
     unreported: list[TaskRef] = []
     """Finished, with an outcome on disk that the conductor has not yet acknowledged."""
     draining: bool = False
+    spec: int = 0
+    """Which fields of a job this worker knows (:data:`SPEC_LEVEL`)."""
     progress: list[Progress] = []
     """Of the running attempts that say something."""
 
@@ -205,6 +225,8 @@ class Metrics(msgspec.Struct, omit_defaults=True, kw_only=True):
     power_w: float | None = None
     vram_total_mb: float | None = None
     vram_used_mb: float | None = None
+    warm: list[str] = []
+    """Paths in the GPU's cache: what stands at its top and below, and those inputs of earlier jobs that are there."""
 
 
 class Report(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -391,6 +413,9 @@ def check_spec(spec: JobSpec) -> None:
         raise BadMessage("`after` names the same job more than once")
     if spec.cwd is not None and (spec.cwd.startswith("/") or ".." in spec.cwd.split("/")):
         raise BadMessage(f"`cwd` must stay inside the job's directory, not {spec.cwd!r}")
+    for path in spec.inputs:
+        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+            raise BadMessage(f"`inputs` are paths within a GPU's cache, not {path!r}")
     for key in spec.env:
         if not key or "=" in key or "\0" in key:
             raise BadMessage(f"`env` has the impossible name {key!r}")

@@ -92,6 +92,10 @@ class JobInfo(_Reply, omit_defaults=True, kw_only=True):
     type: str = ""
     gpu: str | None = None
     """Where the present (or last) attempt runs."""
+    also: list[str] = []
+    """Its further GPUs, on the same host."""
+    gpus: int = 1
+    """How many it wants."""
     requested_gpu: str | None = None
     """The pin from the submission."""
     attempt: int = 0

@@ -32,6 +32,9 @@ def job_fields(arguments: argparse.Namespace) -> dict[str, Any]:
         "task_id": arguments.task_id,
         "gpu": arguments.gpu_id,
         "min_vram_mb": arguments.min_vram_mb,
+        "gpus": arguments.gpus,
+        "gpu_model": arguments.gpu_model,
+        "inputs": arguments.inputs,
         "cwd": arguments.cwd,
         "timeout": arguments.job_timeout,
         "max_retries": arguments.max_retries,
@@ -324,7 +327,12 @@ def _job_lines(output: Output, job: rpc_types.JobInfo) -> list[str]:
         ("state", job.state),
         ("progress", progress_of(job)),
         ("why", job.reason),
-        ("gpu", job.gpu or (f"waits for {job.requested_gpu}" if job.requested_gpu else "")),
+        (
+            "gpu",
+            ", ".join([job.gpu, *job.also])
+            if job.gpu
+            else (f"waits for {job.requested_gpu}" if job.requested_gpu else ""),
+        ),
         ("attempt", f"{job.attempt} (failed {job.tries}, lost {job.lost}, retries allowed {job.max_retries})"),
         ("last error", job.err),
         ("user", job.user),

@@ -230,6 +230,17 @@ def _add_submit(parser: Parser) -> None:
     how = parser.add_argument_group("how to run it")
     how.add_argument("--gpu", dest="gpu_id", metavar="ID", help="only on this GPU")
     how.add_argument("--min-vram", dest="min_vram_mb", metavar="MB", type=int, help="only on a GPU with so much memory")
+    how.add_argument("--gpus", dest="gpus", metavar="N", type=int, help="N GPUs of one host, all of them or none")
+    how.add_argument(
+        "--gpu-model", dest="gpu_model", metavar="TEXT", help="only on GPUs whose model has this in its name"
+    )
+    how.add_argument(
+        "--input",
+        dest="inputs",
+        metavar="PATH",
+        action="append",
+        help="it reads this of the GPU's cache: a GPU that has it is preferred; may be repeated",
+    )
     how.add_argument("--cwd", dest="cwd", metavar="DIR", help="below the job's own directory")
     how.add_argument("--timeout", dest="job_timeout", metavar="S", type=positive, help="seconds until it is stopped")
     how.add_argument("--retries", dest="max_retries", metavar="N", type=int, help="runs after a failed one, at most")

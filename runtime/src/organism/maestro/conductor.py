@@ -32,6 +32,7 @@ from organism.maestro.outcome import Final
 from organism.maestro.scheduler import Choice
 from organism.maestro.site import Site
 from organism.maestro.takeover import Fences, Inheritance
+from organism.maestro.workers import Gang
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class _Dispatch(msgspec.Struct, kw_only=True):
     spec: msgspec.Raw
     enq_seq: int
     reason: str
+    also: list[str]
 
 
 class Conductor(Endings):
@@ -78,6 +80,10 @@ class Conductor(Endings):
             self.fleet.restore(job.gpu, job.incarnation, TaskRef(job.task_id, job.attempt), job.seq, now)
             self.shares.started(job, now)
             self._guard(job, now)
+            self._hold(job, TaskRef(job.task_id, job.attempt), job.gpu, job.incarnation, now)
+        for ref, (gpu_id, incarnation, others, until) in left.ledger.orphans.items():
+            grace = self.site.settings.number("TIMEOUT_GRACE_SEC")
+            self.fleet.hold(ref, Gang(gpu_id, incarnation, others, until + grace, orphan=True))
         for job in self.ledger.waiting():
             if job.attempt or not (job.after or job.unique):
                 self.scheduler.add(job, now)
@@ -120,6 +126,12 @@ class Conductor(Endings):
 
     def watch_expiry(self) -> None:
         self._expiry.at(self.fleet.next_expiry())
+
+    def _hold(self, job: Job, ref: TaskRef, gpu_id: str, incarnation: str, now: float) -> None:
+        """Reserve the further GPUs of a job that has several."""
+        if job.also:
+            until = now + job.timeout + self.site.settings.number("TIMEOUT_GRACE_SEC")
+            self.fleet.hold(ref, Gang(gpu_id, incarnation, job.also, until))
 
     def _guard(self, job: Job, now: float) -> None:
         """Overrule a worker that does not end the attempt in time."""
@@ -209,7 +221,9 @@ class Conductor(Endings):
         for choice in self.scheduler.decide(now):
             job, gpu, _ = choice
             job.busy = "dispatch"
-            self.fleet.assign(gpu, TaskRef(job.task_id, job.attempt + 1), job.seq, now)
+            ref = TaskRef(job.task_id, job.attempt + 1)
+            self.fleet.assign(gpu, ref, job.seq, now)
+            self._hold(job, ref, gpu.id, gpu.incarnation, now)
             self.shares.started(job, now)
             if job.raw is not None:
                 self._dispatch(choice, job.raw)
@@ -236,6 +250,7 @@ class Conductor(Endings):
             spec=msgspec.Raw(raw),
             enq_seq=job.seq,
             reason=reason,
+            also=list(job.also),
         )
 
         def done(result: Outcome) -> None:
@@ -250,6 +265,7 @@ class Conductor(Endings):
         job.busy = ""
         if not isinstance(result, int):
             self.shares.stopped(job.seq, now)
+            job.also = ()
             self.release(gpu.id, ref)
             if isinstance(result, Fenced):
                 return
@@ -265,6 +281,7 @@ class Conductor(Endings):
             incarnation=incarnation,
             enq_seq=job.seq,
             reason=reason,
+            also=list(job.also),
         )
         self.ledger.dispatched(record, result, now)
         self.feed.event(job.steps[-1])

@@ -64,7 +64,8 @@ def explain(conductor: Conductor, job: Job, info: JobInfo, visible: dict[str, st
 
 
 def _placed(job: Job) -> str:
-    text = f"attempt {job.attempt} is {'running' if job.state == 'running' else 'on its way'} on {job.gpu}"
+    place = " with ".join(part for part in (job.gpu, ", ".join(job.also)) if part)
+    text = f"attempt {job.attempt} is {'running' if job.state == 'running' else 'on its way'} on {place}"
     reasons = [step.reason for step in job.steps if step.state == "scheduled" and step.attempt == job.attempt]
     if reasons and reasons[-1]:
         text += f"; it went first because {reasons[-1]}"
@@ -92,6 +93,9 @@ def _candidate(scheduler: Scheduler, job: Job, gpu: Gpu, now: float) -> Candidat
         found.why = "the job failed there last: it is taken only when no other GPU would do"
     else:
         found.free = True
+    if job.inputs and found.suits:
+        warm = f"{gpu.warmth(job.inputs)} of {len(job.inputs)} inputs are in its cache"
+        found.why = f"{found.why}; {warm}" if found.why else warm
     return found
 
 

@@ -96,7 +96,7 @@ class Standing:
     timeout: float
 
     def refusal(self, spec: JobSpec) -> str:
-        return self.limit.refusal(spec.type, spec.priority, self.queued, spec.timeout or self.timeout)
+        return self.limit.refusal(spec.type, spec.priority, self.queued, (spec.timeout or self.timeout) * spec.gpus)
 
 
 def refusal(

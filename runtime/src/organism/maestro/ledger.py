@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from organism.bus import messages
-from organism.bus.messages import After, JobSpec, Journal, Progress, StateEvent
+from organism.bus.messages import After, JobSpec, Journal, Progress, StateEvent, TaskRef
 from organism.maestro.clock import stamp
 
 KEPT_SPEC = 4096
@@ -42,6 +42,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     incarnation: str
     enq_seq: int
     reason: str = ""
+    also: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class Job:
     """The submission's JSON, or None when it is large."""
     size: int
     after: tuple[After, ...] = ()
+    gpus: int = 1
+    gpu_model: str | None = None
+    inputs: tuple[str, ...] = ()
+    level: int = 0
+    """What a worker must know to read it (``messages.SPEC_LEVEL``)."""
+    also: tuple[str, ...] = ()
+    """The present attempt's GPUs beside ``gpu``."""
     queue: str = "default"
     unique: str | None = None
     deadline: float | None = None
@@ -171,6 +179,8 @@ class Ledger:
         """Of all unfinished submissions in the stream."""
         self.buried: set[tuple[str, str]] = set()
         """(GPU, incarnation) that lost an attempt: what they were told to run must never start."""
+        self.orphans: dict[TaskRef, tuple[str, str, tuple[str, ...], float]] = {}
+        """Lost attempts on several GPUs: (GPU, incarnation, the others, when its time limit has ended it)."""
         self.results_upto = 0
         """Results of ORG_RESULTS up to here are counted in by a retire record."""
         self._order: deque[int] = deque()
@@ -205,6 +215,10 @@ class Ledger:
             raw=raw if len(raw) <= KEPT_SPEC else None,
             size=len(raw),
             after=tuple(spec.after),
+            gpus=spec.gpus,
+            gpu_model=spec.gpu_model,
+            inputs=tuple(spec.inputs),
+            level=messages.level_of(spec),
             queue=spec.queue,
             unique=spec.unique,
             deadline=time + spec.deadline if spec.deadline else None,
@@ -232,7 +246,7 @@ class Ledger:
             return None
         job.records.append(seq)
         job.attempt, job.gpu, job.incarnation = order.attempt, order.gpu, order.incarnation
-        job.phase, job.not_before, job.progress = "assigned", 0.0, None
+        job.phase, job.not_before, job.progress, job.also = "assigned", 0.0, None, tuple(order.also)
         job.event(SCHEDULED, "scheduled", time, reason=order.reason)
         return job
 
@@ -246,9 +260,12 @@ class Ledger:
             job.lost += 1
             if job.gpu is not None:
                 self.buried.add((job.gpu, job.incarnation))
+            if job.gpu is not None and job.also:
+                ref = TaskRef(job.task_id, job.attempt)
+                self.orphans[ref] = (job.gpu, job.incarnation, job.also, time + job.timeout)
         elif journal.err != "shutdown":
             job.tries += 1
-        job.phase = "waiting"
+        job.phase, job.also = "waiting", ()
         job.err = journal.err
         job.excluded = None if journal.err == "shutdown" else job.gpu
         job.not_before = messages.seconds_since_epoch(journal.not_before) if journal.not_before else 0.0

@@ -50,6 +50,8 @@ def backoff(tries: int, rules: Rules) -> float:
 def of_report(job: Job, report: Report, rules: Rules) -> Final | Again:
     """What a worker's report of the present attempt leads to."""
     data = report_data(report)
+    if job.also:
+        data["gpu_ids"] = [report.gpu_id, *job.also]
     if report.error is None and report.returncode in (0, None):
         return Final("done", None, f"done on {report.gpu_id}", data)
     if report.error == "shutdown":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from organism.maestro.ledger import Job
@@ -29,6 +29,11 @@ class Class(NamedTuple):
     excluded: str | None
     user: str
     queue: str
+    gpus: int = 1
+    model: str | None = None
+    """Part of the model's name, in small letters."""
+    level: int = 0
+    """What the worker must know (``messages.SPEC_LEVEL``)."""
 
 
 Entry = tuple[float, float, int]
@@ -36,7 +41,10 @@ Entry = tuple[float, float, int]
 
 
 class Choice(NamedTuple):
-    """A decision; ``reason`` tells why a job went before others that strict order would have put first."""
+    """A decision; ``reason`` tells why a job went before others that strict order would have put first.
+
+    Of a job that wants several GPUs ``job.also`` names the others.
+    """
 
     job: Job
     gpu: Gpu
@@ -46,7 +54,10 @@ class Choice(NamedTuple):
 class _Best(NamedTuple):
     rank: Entry
     key: Class
-    gpu: Gpu
+    gpus: list[Gpu]
+    """The first one's worker runs it; empty when not enough are free yet."""
+    kept: list[Gpu]
+    """Free ones that are kept for it meanwhile."""
     job: Job
 
 
@@ -112,7 +123,10 @@ class Scheduler:
 
     def _class(self, job: Job) -> Class:
         size = bisect_left(self._sizes, job.min_vram_mb) if job.min_vram_mb else 0
-        return Class(job.requested_gpu, job.type, size, job.excluded, job.user, job.queue)
+        model = job.gpu_model.lower() if job.gpu_model else None
+        return Class(
+            job.requested_gpu, job.type, size, job.excluded, job.user, job.queue, job.gpus, model, job.level
+        )  # fmt: skip
 
     def _rebuild(self) -> None:
         """Anew, because a memory size was learned (classes are cut differently) or most entries are dead."""
@@ -165,36 +179,73 @@ class Scheduler:
         idle = [gpu for gpu in fleet.idle.values() if not fleet.obstacle(gpu, now)]
         idle.sort(key=lambda gpu: (fleet.score(gpu, now), gpu.used, gpu.id))
         turns = _Turns(self.shares, self.order, now)
+        waiting: dict[Class, Job] = {}
         while idle and self._ready:
-            best, first = self._best(idle, turns, now)
+            best, first = self._best(idle, turns, now, waiting)
             if best is None:
                 return
+            if not best.gpus:
+                # what is free is kept for it, or jobs for one GPU would go first for ever
+                waiting[best.key] = best.job
+                idle = [gpu for gpu in idle if gpu not in best.kept]
+                continue
             heapq.heappop(self._heaps[best.key.pin][best.key])
             del self._ready[best.job.seq]
-            idle.remove(best.gpu)
+            idle = [gpu for gpu in idle if gpu not in best.gpus]
             turns.moved(best.job.user)
-            yield Choice(best.job, best.gpu, turns.reason(best.job, first))
+            best.job.also = tuple(gpu.id for gpu in best.gpus[1:])
+            yield Choice(best.job, best.gpus[0], turns.reason(best.job, first) or _passed(best.job, waiting.values()))
 
-    def _best(self, idle: list[Gpu], turns: _Turns, now: float) -> tuple[_Best | None, Job | None]:
-        """The decision, and the job that strict order would have chosen."""
+    def _best(
+        self, idle: list[Gpu], turns: _Turns, now: float, waiting: Container[Class]
+    ) -> tuple[_Best | None, Job | None]:
+        """The decision, and the job that strict order would have chosen; ``waiting`` classes have had their turn."""
         best: _Best | None = None
         first: Job | None = None
         for key, heap in self._candidates(idle):
             entry = self._head(key, heap)
-            if entry is None or key.queue in self.paused:
+            if entry is None or key.queue in self.paused or key in waiting:
                 continue
             rank = turns.rank(entry, key.user)
             job = self._ready[entry[2]][0]
             before = first is None or (-job.priority, job.seq) < (-first.priority, first.seq)
             if not before and best is not None and rank >= best.rank:
                 continue
-            gpu = next((gpu for gpu in idle if self.fits(key, gpu, now)), None)
-            if gpu is None:
+            gpus, kept = self._place(key, job, idle, now)
+            if not gpus and not kept:
                 continue
             first = job if before else first
             if not turns.bar(key.user) and (best is None or rank < best.rank):
-                best = _Best(rank, key, gpu, job)
+                best = _Best(rank, key, gpus, kept, job)
         return best, first
+
+    def _place(self, key: Class, job: Job, idle: list[Gpu], now: float) -> tuple[list[Gpu], list[Gpu]]:
+        """(GPUs for the job, the fittest first; else those to be kept for it), of the idle ones in their order."""
+        if job.inputs:
+            # the sort is stable: among equally warm ones the fittest
+            idle = sorted(idle, key=lambda gpu: -gpu.warmth(job.inputs))
+        if key.gpus == 1:
+            gpu = next((gpu for gpu in idle if self.fits(key, gpu, now)), None)
+            return ([] if gpu is None else [gpu]), []
+        for first in idle:
+            if self.fits(key, first, now):
+                others = [gpu for gpu in self._beside(key, first.host, idle) if gpu is not first]
+                if len(others) >= key.gpus - 1:
+                    return [first, *others[: key.gpus - 1]], []
+        host = self._host_for(key, idle, now)
+        return [], [] if host is None else self._beside(key, host, idle)[: key.gpus]
+
+    def _beside(self, key: Class, host: str, gpus: Iterable[Gpu]) -> list[Gpu]:
+        """Those of a host that are of the kind wanted, whichever was asked for to run it."""
+        kind = key._replace(pin=None)
+        return [gpu for gpu in gpus if gpu.host == host and self.suits(kind, gpu)]
+
+    def _host_for(self, key: Class, idle: list[Gpu], now: float) -> str | None:
+        """Where enough GPUs will be free once their jobs have ended: the host with the most idle ones."""
+        able = [gpu for gpu in self.fleet.living() if not self.fleet.obstacle(gpu, now)]
+        hosts = {gpu.host for gpu in able if self.suits(key, gpu)}
+        enough = [host for host in sorted(hosts) if len(self._beside(key, host, able)) >= key.gpus]
+        return max(enough, key=lambda host: len(self._beside(key, host, idle)), default=None)
 
     def _candidates(self, idle: list[Gpu]) -> Iterator[tuple[Class, list[Entry]]]:
         for pin in (None, *(gpu.id for gpu in idle)):
@@ -216,7 +267,9 @@ class Scheduler:
         """Whether the GPU is of the kind wanted, whatever its state."""
         if key.pin is not None and key.pin != gpu.id:
             return False
-        if key.type not in gpu.types:
+        if key.type not in gpu.types or gpu.spec < key.level:
+            return False
+        if key.model is not None and key.model not in gpu.model.lower():
             return False
         return key.size == 0 or (key.size < len(self._sizes) and gpu.vram_mb >= self._sizes[key.size])
 
@@ -241,6 +294,10 @@ class Scheduler:
             return "its worker has not been heard of"
         if job.type not in gpu.types:
             return f"it does not offer jobs of type {job.type}"
+        if gpu.spec < job.level:
+            return "its worker is of an earlier version, which cannot read this job"
+        if job.gpu_model is not None and job.gpu_model.lower() not in gpu.model.lower():
+            return f"it is a {gpu.model or 'GPU of unknown model'}, the job wants {job.gpu_model}"
         return f"it has {gpu.vram_mb} MiB of memory, the job wants {job.min_vram_mb}"
 
     def may_take(self, job: Job, gpu: Gpu, now: float) -> bool:
@@ -289,15 +346,45 @@ class Scheduler:
         if not able:
             reasons = "; ".join(f"{gpu.id}: {self.fleet.obstacle(gpu, now)}" for gpu in suitable[:5])
             return True, f"no suitable GPU can take it ({reasons}{'; ...' if len(suitable) > 5 else ''})"
+        if key.gpus > 1:
+            return self._apart(key, suitable, now)
         return False, f"all suitable GPUs are busy ({len(able)})"
+
+    def _apart(self, key: Class, suitable: list[Gpu], now: float) -> tuple[bool, str]:
+        """Of a job that wants several GPUs of one host."""
+        living = list(self.fleet.living())
+        counts = {gpu.host: len(self._beside(key, gpu.host, living)) for gpu in suitable}
+        most = max(counts, key=lambda host: (counts[host], host))
+        if counts[most] < key.gpus:
+            return True, f"no host has {key.gpus} GPUs that suit (the most are {counts[most]} on {most})"
+        able = [gpu for gpu in living if not self.fleet.obstacle(gpu, now)]
+        ready = {gpu.host: len(self._beside(key, gpu.host, able)) for gpu in suitable}
+        most = max(ready, key=lambda host: (ready[host], host))
+        if ready[most] < key.gpus:
+            return True, f"no host has {key.gpus} suitable GPUs that can take it now (the most are {ready[most]})"
+        free = sum(1 for gpu in self._beside(key, most, able) if not gpu.busy)
+        return False, f"waits for {key.gpus} GPUs of one host at the same time; {free} are free on {most}"
 
     def _unsuited(self, job: Job, living: list[Gpu]) -> str:
         if not any(job.type in gpu.types for gpu in living):
             return f"no worker offers jobs of type {job.type}"
+        if not any(job.type in gpu.types and gpu.spec >= job.level for gpu in living):
+            return "no worker is of a version that can read this job: upgrade the workers"
+        if job.gpu_model is not None and not any(job.gpu_model.lower() in gpu.model.lower() for gpu in living):
+            models = ", ".join(sorted({gpu.model or "unknown" for gpu in living})[:5])
+            return f"no GPU is a {job.gpu_model} (there are: {models})"
         if job.requested_gpu is not None:
             return f"GPU {job.requested_gpu} does not offer type {job.type} with {job.min_vram_mb} MiB"
         largest = max(gpu.vram_mb for gpu in living)
         return f"no GPU has {job.min_vram_mb} MiB of memory (the largest has {largest})"
+
+
+def _passed(job: Job, waiting: Iterable[Job]) -> str:
+    """Why it goes before a job that waits for several GPUs; empty when none of them is before it."""
+    for other in waiting:
+        if (-other.priority, other.seq) < (-job.priority, job.seq):
+            return f"{other.task_id} would be first, but waits for {other.gpus} GPUs of one host at the same time"
+    return ""
 
 
 class _Turns:

@@ -37,6 +37,8 @@ class Order:
 class _User:
     limit: Limit
     running: int = 0
+    gpus: int = 0
+    """Of the running jobs."""
     seconds: float = 0.0
     """Sum of the time limits of the running jobs."""
     starts: float = 0.0
@@ -53,7 +55,7 @@ class Shares:
         self.limits = limits or Limits()
         self.half_life = half_life
         self._users: dict[str, _User] = {}
-        self._running: dict[int, tuple[str, float, float]] = {}
+        self._running: dict[int, tuple[str, float, float, int]] = {}
 
     def _user(self, name: str) -> _User:
         user = self._users.get(name)
@@ -69,23 +71,25 @@ class Shares:
         if job.seq in self._running:
             return
         user = self._user(job.user)
-        self._running[job.seq] = (job.user, now, job.timeout)
+        self._running[job.seq] = (job.user, now, job.timeout * job.gpus, job.gpus)
         user.running += 1
-        user.seconds += job.timeout
-        user.starts += now
+        user.gpus += job.gpus
+        user.seconds += job.timeout * job.gpus
+        user.starts += now * job.gpus
 
     def stopped(self, seq: int, now: float) -> float | None:
         """It has none any more; for how many seconds it had one, or None when it had none."""
         entry = self._running.pop(seq, None)
         if entry is None:
             return None
-        name, since, timeout = entry
+        name, since, timeout, gpus = entry
         user = self._user(name)
-        user.used = self._faded(user, now) + max(STARTED, now - since)
+        user.used = self._faded(user, now) + max(STARTED, now - since) * gpus
         user.at = now
         user.running -= 1
+        user.gpus -= gpus
         user.seconds -= timeout
-        user.starts -= since
+        user.starts -= since * gpus
         if not user.running:
             user.seconds = user.starts = 0.0  # no rest of many additions
         return now - since
@@ -98,7 +102,7 @@ class Shares:
     def usage(self, name: str, now: float) -> float:
         """GPU seconds that count against the user."""
         user = self._user(name)
-        return self._faded(user, now) + max(user.running * STARTED, user.running * now - user.starts)
+        return self._faded(user, now) + max(user.gpus * STARTED, user.gpus * now - user.starts)
 
     def running(self, name: str) -> int:
         return self._user(name).running

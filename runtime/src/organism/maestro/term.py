@@ -146,7 +146,7 @@ class Term:
             if job.attempt == 0:
                 why = ""
                 standing = conductor.standing(job.user, queued[job.user])
-                beyond = standing.limit.refusal(job.type, job.priority, standing.queued, job.timeout)
+                beyond = standing.limit.refusal(job.type, job.priority, standing.queued, job.timeout * job.gpus)
                 if not site.policy.allows(job.type):
                     why = site.policy.refusal(job.type)
                 elif beyond:

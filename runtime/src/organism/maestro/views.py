@@ -27,6 +27,8 @@ def job_info(job: Job, scheduler: Scheduler, now: float, held: str = "") -> JobI
         user=job.user,
         type=job.type,
         gpu=job.gpu,
+        also=list(job.also),
+        gpus=job.gpus,
         requested_gpu=job.requested_gpu,
         attempt=job.attempt,
         tries=job.tries,
@@ -71,7 +73,7 @@ def gpu_info(gpu: Gpu, fleet: Fleet, jobs: dict[TaskRef, Job], now: float) -> Gp
         heartbeat_age=round(now - gpu.heard, 3) if gpu.heard is not None else None,
         types=sorted(gpu.types),
     )
-    present = next(iter(gpu.orders), None)
+    present = next(iter(gpu.orders), None) or next(iter(gpu.held), None)
     if present is not None:
         job = jobs.get(present)
         info.job, info.attempt = present.task_id, present.attempt

@@ -42,6 +42,20 @@ class Order:
 
 
 @dataclass(slots=True, eq=False)
+class Gang:
+    """The further GPUs of an attempt that has several: they are kept until its processes have certainly ended."""
+
+    primary: str
+    """Whose worker runs it."""
+    incarnation: str
+    others: tuple[str, ...]
+    until: float
+    """Its own time limit has ended its processes by then, whatever has become of the worker."""
+    orphan: bool = False
+    """The attempt is over for the conductor, its processes perhaps not."""
+
+
+@dataclass(slots=True, eq=False)
 class Gpu:
     """One GPU and the worker that serves it. ``heard`` is None until its first heartbeat under this conductor."""
 
@@ -68,13 +82,25 @@ class Gpu:
     """Reported; the commit of the outcome is in flight."""
     unreported: frozenset[TaskRef] = frozenset()
     """Ended there, says the worker; the report is on its way."""
+    held: set[TaskRef] = field(default_factory=set)
+    """Attempts on another GPU of this host that have this one too."""
+    spec: int = 0
+    warm: frozenset[str] = frozenset()
     released_at: float = float("-inf")
     used: int = 0
     """Grows with each job, for turns among equals."""
 
     @property
     def busy(self) -> bool:
-        return bool(self.orders or self.stopping)
+        return bool(self.orders or self.stopping or self.held)
+
+    @property
+    def model(self) -> str:
+        return self.device.model if self.device else ""
+
+    def warmth(self, inputs: Iterable[str]) -> int:
+        """How many of these its cache has."""
+        return sum(1 for path in inputs if path.strip("/") in self.warm)
 
     @property
     def vram_mb(self) -> int:
@@ -102,6 +128,7 @@ class Fleet:
         self.idle: dict[str, Gpu] = {}
         """Alive and without a job (they may still be hot or drained)."""
         self.buried: set[tuple[str, str]] = set()
+        self.gangs: dict[TaskRef, Gang] = {}
         self.sizes: list[int] = []
         """All memory sizes in MiB ever seen, ascending."""
         self._turn = 0
@@ -130,31 +157,72 @@ class Fleet:
         self.idle.pop(gpu.id, None)
         return order
 
+    def hold(self, ref: TaskRef, gang: Gang) -> None:
+        """The attempt has these GPUs too."""
+        self.gangs[ref] = gang
+        for name in gang.others:
+            gpu = self.gpu(name)
+            gpu.held.add(ref)
+            self._turn += 1
+            gpu.used = self._turn
+            self._refresh(gpu)
+
+    def _let_go(self, ref: TaskRef, now: float) -> bool:
+        """Its processes have ended; True when a GPU has become idle."""
+        gang = self.gangs.pop(ref, None)
+        idle = False
+        for name in gang.others if gang is not None else ():
+            gpu = self.gpu(name)
+            gpu.held.discard(ref)
+            gpu.released_at = now
+            idle |= self._refresh(gpu)
+        return idle
+
+    def _orphan(self, refs: Iterable[TaskRef]) -> None:
+        """Nobody can say that these have ended: their GPUs are kept until the worker speaks anew, or time is over."""
+        for ref in refs:
+            if ref in self.gangs:
+                self.gangs[ref].orphan = True
+
+    def _reunite(self, gpu: Gpu, running: set[TaskRef], now: float) -> bool:
+        """What a worker's later start does not list as running has ended; True when a GPU has become idle."""
+        idle = False
+        for ref, gang in list(self.gangs.items()):
+            spoke = gang.primary == gpu.id and gang.incarnation != gpu.incarnation and ref not in running
+            if gang.orphan and (spoke or now >= gang.until):
+                idle |= self._let_go(ref, now)
+        return idle
+
     def release(self, gpu_id: str, ref: TaskRef, now: float, *, stop: bool = False) -> bool:
         """The attempt is no longer the GPU's; with ``stop`` it is busy until the worker no longer lists it.
 
-        True when the GPU has become idle.
+        True when a GPU has become idle.
         """
         gpu = self.gpus.get(gpu_id)
         if gpu is None:
             return False
         order = gpu.orders.pop(ref, None)
+        more = False
         if stop:
             if order is not None and gpu.alive:
                 gpu.stopping[ref] = False
+            else:
+                self._orphan([ref])
         else:
             gpu.stopping.pop(ref, None)
+            more = self._let_go(ref, now)
         gpu.released_at = now
-        return self._refresh(gpu)
+        return self._refresh(gpu) or more
 
     def reported(self, gpu_id: str, ref: TaskRef, now: float) -> bool:
-        """The attempt ended there and its outcome is being stored; True when the GPU has become idle."""
+        """The attempt ended there and its outcome is being stored; True when a GPU has become idle."""
         gpu = self.gpu(gpu_id)
         order = gpu.orders.pop(ref, None)
         if order is not None:
             gpu.settling[ref] = order
+        more = self._let_go(ref, now)
         gpu.released_at = now
-        return self._refresh(gpu)
+        return self._refresh(gpu) or more
 
     def settled(self, gpu_id: str, ref: TaskRef, *, stored: bool) -> None:
         """The outcome is stored, or the worker has to report it again."""
@@ -190,7 +258,7 @@ class Fleet:
         was = (gpu.alive, gpu.types, gpu.draining, gpu.vram_mb)
         gpu.incarnation, gpu.host, gpu.version = beat.incarnation, beat.host, beat.version
         gpu.device, gpu.types, gpu.draining = beat.device, frozenset(beat.types), beat.draining
-        gpu.unreported = frozenset(beat.unreported)
+        gpu.unreported, gpu.spec = frozenset(beat.unreported), beat.spec
         gpu.heard = gpu.expected_since = now
         gpu.alive = True
         self._learn_size(beat.device.vram_mb)
@@ -204,8 +272,9 @@ class Fleet:
         started = [order for ref, order in gpu.orders.items() if ref in running and not order.running]
         for order in started:
             order.running = True
-        revoked = self._revoked(gpu, running, listed)
-        freed = self._refresh(gpu)
+        revoked = self._revoked(gpu, running, listed, now)
+        freed = self._reunite(gpu, running, now)
+        freed |= self._refresh(gpu)
         reply = HeartbeatReply(ok=True, lease_s=self.limits.lease, epoch=self.epoch, revoked=revoked, drain=gpu.drained)
         return Beat(reply, lost, started, freed or was != (True, gpu.types, gpu.draining, gpu.vram_mb))
 
@@ -234,6 +303,7 @@ class Fleet:
             del gpu.orders[order.ref]
         if gpu.incarnation:
             self.buried.add((gpu.id, gpu.incarnation))
+        self._orphan([*(order.ref for order in lost), *gpu.stopping])
         gpu.stopping.clear()
         return lost
 
@@ -243,10 +313,11 @@ class Fleet:
         half = self.limits.heartbeat_ttl / 2  # several heartbeats in a hurry are not a sign of loss
         return [order for order in gpu.orders.values() if order.misses >= MISSES and now - order.since >= half]
 
-    def _revoked(self, gpu: Gpu, running: set[TaskRef], listed: set[TaskRef]) -> list[TaskRef]:
+    def _revoked(self, gpu: Gpu, running: set[TaskRef], listed: set[TaskRef], now: float) -> list[TaskRef]:
         for ref, told in list(gpu.stopping.items()):
             if told and ref not in listed:
                 del gpu.stopping[ref]
+                self._let_go(ref, now)
             else:
                 gpu.stopping[ref] = True
         unknown = [ref for ref in running if ref not in gpu.orders and ref not in gpu.settling]
@@ -255,7 +326,7 @@ class Fleet:
     def measured(self, metrics: Metrics, now: float) -> bool:
         """New metrics; True when they may make the GPU eligible."""
         gpu = self.gpu(metrics.gpu_id)
-        gpu.metrics, gpu.metrics_at = metrics, now
+        gpu.metrics, gpu.metrics_at, gpu.warm = metrics, now, frozenset(metrics.warm)
         return gpu.id in self.idle
 
     def _learn_size(self, size: int) -> None:
@@ -272,6 +343,7 @@ class Fleet:
         if gpu.incarnation:
             self.buried.add((gpu.id, gpu.incarnation))
         gpu.alive = False
+        self._orphan([*(order.ref for order in lost), *gpu.stopping])
         gpu.stopping.clear()
         self._refresh(gpu)
         return lost
@@ -297,7 +369,13 @@ class Fleet:
 
     def load(self, gpu: Gpu, now: float) -> float | None:
         """Busy percent that is not our own doing: a sample from the time of a job that we gave it says nothing."""
-        if not self.fresh(gpu, now) or gpu.metrics is None or gpu.orders or gpu.metrics_at <= gpu.released_at:
+        if (
+            not self.fresh(gpu, now)
+            or gpu.metrics is None
+            or gpu.orders
+            or gpu.held
+            or gpu.metrics_at <= gpu.released_at
+        ):
             return None
         return gpu.metrics.gpu_busy_percent
 

@@ -154,6 +154,7 @@ def build_runner(settings: Settings, root: Root, gpu: str) -> Runner:
         open_device(root, settings.text("GPU_MAP"), gpu),
         load_handlers(),
         policy.allows,
+        open_other=lambda other: open_device(root, settings.text("GPU_MAP"), other),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from organism.bus import messages
 from organism.bus.messages import Report, RunOrder, TaskRef
-from organism.worker.devices.base import Backend, DeviceError
+from organism.worker.devices.base import Backend, Binding, DeviceError, together
 from organism.worker.disk import DiskGuard, DiskLimits
 from organism.worker.handlers import Handler
 from organism.worker.launch import Ending, Launch, Launcher, LaunchError, Process
@@ -78,6 +78,10 @@ class Stuck(RuntimeError):
     """A tree that SIGKILL does not end; this GPU must get no further job until someone has looked."""
 
 
+def _no_other(gpu: str) -> Backend:
+    raise DeviceError(f"this worker knows no device {gpu}")
+
+
 class Runner:
     """Runs one order at a time on one device."""
 
@@ -90,6 +94,7 @@ class Runner:
         handlers: dict[str, Handler],
         allows: Callable[[str], bool],
         environ: Mapping[str, str] = os.environ,
+        open_other: Callable[[str], Backend] = _no_other,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -98,6 +103,7 @@ class Runner:
         self.handlers = handlers
         self.allows = allows
         self.environ = environ
+        self.open_other = open_other
 
     @property
     def types(self) -> list[str]:
@@ -202,6 +208,11 @@ class Runner:
             log.error("outcome of %s attempt %d cannot be written: %s", report.task_id, report.attempt, error)
         return report
 
+    def _binding(self, order: RunOrder) -> Binding:
+        """Of this worker's device, and of the others of this machine that the job has too. Raises DeviceError."""
+        devices = [self.device, *(self.open_other(gpu) for gpu in order.also)]
+        return together([device.binding(confined=self.launcher.confined) for device in devices])
+
     def _environment(self, order: RunOrder, attempt: Attempt) -> dict[str, str]:
         """By white-list: nothing of the worker's own environment gets through unless a site names it.
 
@@ -217,9 +228,10 @@ class Runner:
             path.chmod(0o644)
             env["ORGANISM_ARGS"] = str(path)
         # after the job's own: it must not talk itself onto another device
-        env |= self.device.binding(confined=self.launcher.confined).env
+        env |= self._binding(order).env
         env |= {
             "ORGANISM_GPU_ID": self.settings.gpu,
+            "ORGANISM_GPU_IDS": ",".join([self.settings.gpu, *order.also]),
             "ORGANISM_TASK_ID": order.task_id,
             "ORGANISM_USER": order.user,
             "ORGANISM_GROUP": order.group,
@@ -255,7 +267,7 @@ class Runner:
             stderr=pipes[1][1],
             # only felt when this worker is frozen itself
             limit=timeout + self.settings.kill_grace + 10,
-            nodes=self.device.binding(confined=self.launcher.confined).nodes,
+            nodes=self._binding(order).nodes,
             hidden=tuple(top for top in (*self.settings.hidden, *self.store.tops) if top.is_dir()),
         )
         watch = asyncio.create_task(_watch_disk(guard := self._disk_guard(attempt), stop))

@@ -32,6 +32,7 @@ from organism.worker.reporter import Reporter
 from organism.worker.runner import Runner, Stop, Stuck
 from organism.worker.state import WorkerState
 from organism.worker.store import Attempt
+from organism.worker.warm import Warm
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Worker:
         self._bus = bus
         self._orders = orders
         self._runner = runner
+        self._warm = Warm(runner.settings.cache)
         self._pace = pace
         self._acks: set[asyncio.Task[None]] = set()
         self._says: set[asyncio.Task[None]] = set()
@@ -286,6 +288,7 @@ class Worker:
             return self._runner.report(order, error="shutdown", message=NOT_BEGUN)
         stop, begun = Stop(), time.monotonic()
         self.state.running[ref] = stop
+        self._warm.wanted(order.spec.inputs)
         try:
             report = await self._runner.run(order, stop, self.heart.nudge)
         except Stuck as error:
@@ -385,6 +388,7 @@ class Worker:
             try:
                 # in a thread: the sensors of a hung card may block, and heartbeats must go on
                 readings = await asyncio.to_thread(self._runner.device.readings)
+                self.state.warm = await asyncio.to_thread(self._warm.look)
                 metrics = self.state.metrics(readings)
                 await asyncio.to_thread(self.exporter.write, metrics, self.heart.answered)
                 await self._bus.say(_bus.metrics_subject(self.state.gpu), messages.encode(metrics))

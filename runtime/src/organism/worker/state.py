@@ -55,6 +55,8 @@ class WorkerState:
     stopping: bool = False
     stuck: str = ""
     """Why this worker must not take another order (a process that cannot be killed holds the GPU)."""
+    warm: list[str] = field(default_factory=list)
+    """Paths in the cache, as far as they may be somebody's inputs."""
     progress: dict[TaskRef, Progress] = field(default_factory=dict)
     """What the running attempts said last."""
     _finished: OrderedDict[TaskRef, None] = field(default_factory=OrderedDict)
@@ -91,6 +93,7 @@ class WorkerState:
             running=list(self.running),
             unreported=sorted(self.unreported, key=lambda ref: (ref.task_id, ref.attempt)),
             draining=self.draining or self.stopping or bool(self.stuck),
+            spec=messages.SPEC_LEVEL,
             progress=[self.progress[ref] for ref in self.running if ref in self.progress],
         )
 
@@ -119,4 +122,5 @@ class WorkerState:
             power_w=readings.power_w,
             vram_total_mb=readings.vram_total_mb,
             vram_used_mb=readings.vram_used_mb,
+            warm=self.warm,
         )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,28 @@ class Binding:
     env: dict[str, str] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
     """Device nodes it needs."""
+
+
+NUMBERED = ("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+"""Variables that count what ROCR_VISIBLE_DEVICES has left."""
+NONE = ("", "-1")
+
+
+def together(bindings: Sequence[Binding]) -> Binding:
+    """Of a job that has several devices of one kind, in this order.
+
+    What counts devices counts all of them; what names them names all. Where no device is to be seen it stays so.
+    """
+    env = dict(bindings[0].env)
+    for name in [name for name in env if name.endswith("_VISIBLE_DEVICES") or name in NUMBERED]:
+        values = [binding.env.get(name, "") for binding in bindings]
+        if any(value in NONE for value in values):
+            env[name] = next(value for value in values if value in NONE)
+        elif name in NUMBERED or len(set(values)) < len(values):  # each is number 0 where it is alone
+            env[name] = ",".join(str(number) for number in range(len(bindings)))
+        else:
+            env[name] = ",".join(values)
+    return Binding(env, tuple(dict.fromkeys(node for binding in bindings for node in binding.nodes)))
 
 
 class DeviceError(RuntimeError):
