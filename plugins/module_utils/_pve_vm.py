@@ -60,6 +60,8 @@ class Request:
     """What holds for a VM that was made here, which ``owned_tag`` tells."""
     owned_tag: str = ""
     only_existing: bool = False
+    expect_name: str = ""
+    """A VM of another name that is not ours is somebody else's, whatever its id."""
     clone: Clone | None = None
     gpus: Gpus | None = None
     pool: str | None = None
@@ -99,6 +101,7 @@ def _update(pve: Pve, request: Request, vm: Vm, wishes: Mapping[str, Wish], *, c
         attempt += 1
         config = dict(pve.get(f"{vm.path}/config"))
         digest = config.pop("digest", None)
+        _refuse_stranger(request, vm, config)
         made, warnings = _planned(pve, request, vm, config, _named(request, config, wishes))
         outcome = Outcome(vm, made.difference, warnings=warnings, kept=made.kept)
         if check or not made:
@@ -128,6 +131,15 @@ def _named(request: Request, config: Mapping[str, Any], wishes: Mapping[str, Wis
         if isinstance(tags, str) and request.owned_tag not in _tags(tags):
             wishes["tags"] = f"{tags};{request.owned_tag}"
     return dict(wishes)
+
+
+def _refuse_stranger(request: Request, vm: Vm, config: Mapping[str, Any]) -> None:
+    ours = request.owned_tag and request.owned_tag in _tags(config.get("tags"))
+    if request.expect_name and not ours and str(config.get("name") or "") != request.expect_name:
+        raise PveRefused(
+            f"{vm} is there already, under another name than {request.expect_name}: take another vmid, or adopt it "
+            "by its name. Nothing was changed"
+        )
 
 
 def _tags(text: Any) -> list[str]:

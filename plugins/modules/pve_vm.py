@@ -64,6 +64,10 @@ options:
     description: Tag that a new VM gets.
     type: str
     default: ""
+  expect_name:
+    description: A VM of another name that lacks O(owned_tag) is refused. It is somebody else's.
+    type: str
+    default: ""
   only_existing:
     description: A VM that is not there is nothing to do.
     type: bool
@@ -254,6 +258,7 @@ ARGUMENTS: dict[str, Any] = {
     "create": {"type": "dict", "default": {}},
     "owned_config": {"type": "dict", "default": {}},
     "owned_tag": {"type": "str", "default": ""},
+    "expect_name": {"type": "str", "default": ""},
     "only_existing": {"type": "bool", "default": False},
     "cipassword": {"type": "str", "no_log": True},
     "clone": {"type": "dict", "options": CLONE, "mutually_exclusive": [["vmid", "name"]]},
@@ -295,6 +300,7 @@ def request(params: dict[str, Any], *, check: bool) -> _pve_vm.Request:
         owned=_pve_vm_plan.read_wishes(params["owned_config"]),
         owned_tag=params["owned_tag"],
         only_existing=params["only_existing"],
+        expect_name=params["expect_name"],
         secrets={"cipassword": params["cipassword"]} if params["cipassword"] else {},
         clone=_pve_vm.Clone(**params["clone"]) if params["clone"] is not None else None,
         gpus=gpus,

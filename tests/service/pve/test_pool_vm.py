@@ -107,6 +107,7 @@ def test_the_life_of_a_pool_vm(sim: Sim) -> None:
 
     assert play(sim, "--check", gpu_pool_vm_state="absent")[0] > 0
     play(sim, gpu_pool_vm_state="absent")
+    assert local(sim).get("/nodes/pve1/qemu/200/status/current")["status"] == "running"
     assert not [key for key in config(sim) if key.startswith("hostpci")]
     assert local(sim).get("/cluster/mapping/pci") == []
     assert play(sim, gpu_pool_vm_state="absent")[0] == 0
@@ -130,14 +131,18 @@ def test_a_vm_that_is_there_gets_its_cards_and_nothing_else(sim: Sim) -> None:
         hostpci5="0000:02:00,pcie=1,rombar=0",
     )
     before = config(sim)
-    play(sim, gpu_pool_vm_gpus=CARDS[:2], gpu_pool_vm_power="unchanged")
+    _, said = play(sim, gpu_pool_vm_gpus=CARDS[:2], expected=2)
+    assert "VM 200 (grown) is there already, under another name than gpu-pool" in said
+    adopt = {"gpu_pool_vm_gpus": CARDS[:2], "gpu_pool_vm_power": "unchanged", "gpu_pool_vm_adopt": True}
+    play(sim, **adopt)
     after = config(sim)
     assert {key for key in after if before.get(key) != after[key]} == {"hostpci0", "hostpci5", "digest"}
     string = _pve_strings.parse_option("hostpci5", after["hostpci5"])
     assert (string.get("mapping"), string.get("rombar"), string.get("host")) == ("gpu-0000-02-00", "0", None)
-    assert play(sim, gpu_pool_vm_gpus=CARDS[:2], gpu_pool_vm_power="unchanged")[0] == 0
-    play(sim, gpu_pool_vm_state="absent", gpu_pool_vm_purge=True, expected=2)
-    assert config(sim)["net0"] == before["net0"]
+    assert play(sim, **adopt)[0] == 0
+    play(sim, gpu_pool_vm_state="absent", gpu_pool_vm_purge=True)
+    assert config(sim)["net0"] == before["net0"], "not made by the role, so not destroyed by it"
+    assert not [key for key in config(sim) if key.startswith("hostpci")]
 
 
 def test_by_ticket_from_elsewhere_and_a_card_that_leaves(sim: Sim) -> None:

@@ -299,6 +299,17 @@ def test_what_holds_for_ours_is_not_forced_on_an_adopted_vm(adopted: FakePve) ->
     assert not converge(adopted, made).difference.changed
 
 
+def test_a_stranger_with_our_id_is_refused(adopted: FakePve) -> None:
+    wanted = request({"cores": 2}, owned_tag="organism", expect_name="gpu-pool")
+    with pytest.raises(PveRefused, match=r"VM 200 \(old\) is there already, under another name than gpu-pool"):
+        converge(adopted, wanted)
+    assert adopted.writes == []
+    adopted.guests[200].config["tags"] = "organism"
+    assert converge(adopted, wanted).difference.changed
+    adopted.guests[200].config |= {"tags": "", "name": "gpu-pool", "cores": 4}
+    assert converge(adopted, wanted).difference.changed
+
+
 def test_a_vm_that_need_not_be_there_is_not_made(pve: FakePve) -> None:
     assert not converge(pve, request({"cores": 2}, only_existing=True)).difference.changed
     assert pve.guests == {}
