@@ -31,7 +31,7 @@ CONFIGS = "/etc/pve/qemu-server"
 MAPPINGS = "/etc/pve/mapping/pci.cfg"
 HA_RESOURCES = "/etc/pve/ha/resources.cfg"
 RESERVATIONS = f"{_qemu.PVE_RUN}/pci-id-reservations"
-VZDUMP_LOCK = "/var/run/vzdump.lock"
+VZDUMP_LOCK = "/run/vzdump.lock"
 _DEFAULT_MEMORY = 512
 """MiB, of a VM that does not say (qemu-server, Memory.pm)."""
 

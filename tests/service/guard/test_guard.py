@@ -194,6 +194,32 @@ def test_whoever_got_past_the_hook_is_found_and_the_last_request_stays(place: Pl
         place.sim.qm("set", INFER, "--hostpci0", "0000:01:00")
 
 
+def test_a_vm_under_ha_gives_way_and_stays_down(place: Place) -> None:
+    """For such a VM qm only asks for it; what counts is that it has ended."""
+    place.sim.control("set-ha", vmid=TRAIN, state="stopped")
+    try:
+        assert asked(place, *place.mlmode, "train")[1] == {"ok": True, "mode": "train", "reasons": []}
+        assert place.by_qm("start", INFER)[0]
+        assert set(place.running()) == {INFER}
+        assert place.sim.control("ha")[str(TRAIN)] == "stopped", "nobody starts it again"
+    finally:
+        place.sim.control("set-ha", vmid=TRAIN, state=None)
+
+
+def test_an_incoming_migration_takes_what_is_free_and_stops_nobody(place: Place) -> None:
+    assert place.by_qm("start", TRAIN)[0]
+    name = f"etc/pve/nodes/{place.sim.node}/qemu-server/{INFER}.conf"
+    config = dict(line.split(": ", 1) for line in (place.top / name).read_text().splitlines() if ": " in line)
+    refused = place.sim.control("migrate-in", vmid=INFER, source="pve2", config=config)
+    assert "organism-hook 101 pre-start" in refused
+    assert set(place.running()) == place.leases() == {TRAIN}
+    assert place.by_qm("stop", TRAIN)[0]
+    assert place.sim.control("migrate-in", vmid=INFER, source="pve2", config=config) == "OK"
+    assert set(place.running()) == {INFER}
+    assert place.call([*place.guard, "watch"])[0]
+    assert place.leases() == {INFER}
+
+
 def test_a_killed_hook_starts_nothing_and_leaves_nothing(place: Place) -> None:
     assert place.by_qm("start", TRAIN)[0]
     place.sim.control("behave", vmid=TRAIN, delay=3)  # the switch takes a while
