@@ -238,7 +238,12 @@ class Rpc:
         job = self._live(user, request.task_id)
         if job is not None:
             answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-            self.conductor.cancel(job, f"cancelled by {user}", answer.set_result)
+
+            def settled(verdict: Verdict) -> None:
+                if not answer.done():  # whoever asked may be gone with the term by the time that it is stored
+                    answer.set_result(verdict)
+
+            self.conductor.cancel(job, f"cancelled by {user}", settled)
             verdict = await answer
             if verdict == "not stored":
                 raise CallError("unavailable", "the cancellation could not be stored; try again")
