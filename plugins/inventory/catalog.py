@@ -3,17 +3,6 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
-import re
-from typing import Any
-
-from ansible.errors import AnsibleParserError
-from ansible.plugins.inventory import BaseInventoryPlugin
-from ansible.template import trust_as_template
-
-from ansible_collections.organism.proxmox.plugins.module_utils import _catalog
-from ansible_collections.organism.proxmox.plugins.module_utils._catalog_vm import arguments, host_vars
-from ansible_collections.organism.proxmox.plugins.plugin_utils import lined_yaml
-
 DOCUMENTATION = r"""
 name: catalog
 short_description: Hosts and groups of a catalog of VMs, clusters and GPUs
@@ -89,6 +78,17 @@ clusters:
       gpu:
         - {vmid: 221, gpus: [upper], auto_start: false}
 """
+
+import re
+from typing import Any
+
+from ansible.errors import AnsibleParserError
+from ansible.plugins.inventory import BaseInventoryPlugin
+from ansible.template import trust_as_template
+
+from ansible_collections.organism.proxmox.plugins.module_utils import _catalog
+from ansible_collections.organism.proxmox.plugins.module_utils._catalog_vm import arguments, host_vars
+from ansible_collections.organism.proxmox.plugins.plugin_utils import lined_yaml
 
 
 class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # ansible has no types
