@@ -14,8 +14,8 @@ author: The organism.proxmox authors (!UNKNOWN)
 description:
   - Writes the settings of C(organism-guard) and its entries in the hook of VMs (M(organism.proxmox.vm_hook)). From then
     on each start of a VM that calls the hook is asked for, from the GUI, the command line or the API.
-  - Of an exclusive group one VM runs. A GPU belongs to one running VM, with all alternatives of PCI
-    mappings. All that may claim memory at once fits into the host - VMs that run, the VM that starts, the ARC
+  - Of an exclusive group one VM runs. A GPU belongs to one running VM, by its physical function, whatever alternatives
+    a PCI mapping has. All that may claim memory at once fits into the host - VMs that run, the VM that starts, the ARC
     at its upper limit, hugepages and a reserve.
   - A start that breaks a rule is refused, with the reason and the way out in the log of its task. Nothing is ever
     started.
