@@ -6,7 +6,9 @@ By address: a udev rule sets ``driver_override`` of just these functions while t
 before the rule that loads drivers (80-drivers.rules). It asks for vendor and device too, so that after a change of
 hardware nothing else is taken that has come to such an address. The initramfs gets the same rule.
 
-By ids (on demand): options of vfio-pci, and ``softdep`` lines that load it first. They take every card of that kind.
+By ids (on demand): options of vfio-pci, which take every card of that kind.
+
+In both cases ``softdep`` lines load vfio-pci before the cards' own drivers, so that it is there to be chosen (S1h-D08).
 
 PRIVATE to the organism.proxmox collection.
 """
@@ -113,13 +115,12 @@ def soft_dependencies(functions: Iterable[Function]) -> tuple[str, ...]:
 
 
 def options(functions: Iterable[Function], mode: str, *, disable_vga: bool) -> str:
-    """Options of vfio-pci; empty when there are none."""
+    """Options of vfio-pci, and who has to wait for it."""
     functions = list(functions)
     words = [f"ids={','.join(ids(functions))}"] if mode == IDS_MODE else []
     words += ["disable_vga=1"] if disable_vga else []
     lines = [f"options vfio-pci {' '.join(words)}"] if words else []
-    if mode == IDS_MODE:
-        lines += [f"softdep {name} pre: vfio-pci" for name in soft_dependencies(functions)]
+    lines += [f"softdep {name} pre: vfio-pci" for name in soft_dependencies(functions)]
     return HEAD + "\n".join(lines) + "\n" if lines else ""
 
 

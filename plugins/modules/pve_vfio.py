@@ -65,8 +65,8 @@ options:
   mode:
     description:
       - V(address) takes just what was chosen.
-      - V(ids) sets the options C(ids=) and C(softdep) of modprobe.d, which take every device of the same vendor and
-        device id. It is refused when that would catch a device that was not chosen.
+      - V(ids) sets the option C(ids=) of C(vfio-pci), which takes every device of the same vendor and device id. It is
+        refused when that would catch a device that was not chosen.
     type: str
     choices: [address, ids]
     default: address

@@ -29,7 +29,7 @@ def test_cards_in_force_waiting_and_gone(host: Hosts) -> None:
     it.boot()
     assert [(check.ok, check.detail) for check in checks(it)] == [
         (True, "2 in force"),
-        (True, "3 set again at boot"),
+        (True, "4 set again at boot"),
     ]
     it.write("/sys/bus/pci/devices/0000:05:00.0/driver/unbind", "0000:05:00.0")
     it.root.path("/sys/bus/pci/devices/0000:05:00.1").unlink()
