@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from organism.client import AsyncMaestro, InvalidJobError, Maestro
+from organism.client import AsyncMaestro, InvalidJobError, JobFailedError, Maestro
 from service.client.pool import Pool
 from service.support import HANG
 
@@ -120,6 +121,27 @@ def test_a_failed_job_is_tried_on_another_gpu(pool: Pool, alice: Maestro, tmp_pa
     result = alice.submit(["sh", "-c", script.format(tmp_path / "by-client")], max_retries=1).result(HANG)
     first, second = result.stdout.split()
     assert first != second and result.gpu == second
+
+
+@dataclass
+class Score:
+    loss: float
+    epochs: int
+
+
+def test_a_value_comes_back_as_the_callers_type(pool: Pool, alice: Maestro) -> None:
+    job = alice.submit(["sh", "-c", """echo '{"loss": 0.5, "epochs": 3}' >$ORGANISM_VALUE"""])
+    assert job.result(HANG).value_as(Score) == Score(0.5, 3)
+    failed = alice.submit(["false"], max_retries=0)
+    with pytest.raises(JobFailedError, match="return code 1"):
+        failed.result(HANG).checked()
+
+    async def main() -> Score:
+        async with AsyncMaestro(pool.settings()) as maestro:
+            return (await maestro.job(job.task_id).result(HANG)).value_as(Score)
+
+    assert asyncio.run(main()).epochs == 3
+    assert pool.run("--json", "result", job.task_id).json["result"]["data"]["value"] == {"loss": 0.5, "epochs": 3}
 
 
 def test_a_drained_gpu_and_a_dead_letter_by_the_client(pool: Pool, alice: Maestro) -> None:

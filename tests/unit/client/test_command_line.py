@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,31 @@ def test_completion_knows_the_operations(capsys: pytest.CaptureFixture[str]) -> 
     for shell in ("bash", "zsh"):
         assert maestroctl.main(["completion", shell]) == 0
         assert "tail-state" in capsys.readouterr().out
+
+
+def complete(script: Path, *words: str) -> list[str]:
+    """What bash offers for the last word."""
+    line = " ".join(f"'{word}'" for word in words)
+    program = (
+        f'source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMP_LINE="{" ".join(words)}";'
+        " name=$(complete -p maestroctl | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); $name; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.split()
+
+
+def test_bash_completes_operations_options_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    assert maestroctl.main(["completion", "bash"]) == 0
+    script = tmp_path / "maestroctl.bash"
+    script.write_text(capsys.readouterr().out)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs.yml").touch()
+    assert complete(script, "maestroctl", "exp") == ["explain"]
+    assert complete(script, "maestroctl", "submit", "--gpu") == ["--gpu", "--gpus", "--gpu-model"]
+    assert complete(script, "maestroctl", "submit", "--file", "job") == ["jobs.yml"]
 
 
 def test_completion_without_shtab_says_what_to_install(

@@ -46,6 +46,10 @@ The id is printed once the job is on the bus's disk. Submitting again under the 
 """
 
 
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
+"""What shtab is to complete file names with."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says usage errors in JSON too when JSON is wanted."""
 
@@ -189,7 +193,18 @@ def build_parser() -> Parser:
     add("info", "show what this site allows and promises")
     completion = add("completion", "print the completion script of a shell")
     completion.add_argument("shell_name", metavar="SHELL", choices=("bash", "zsh"), help="bash or zsh")
+    _complete_files(parser)
     return parser
+
+
+def _complete_files(parser: argparse.ArgumentParser) -> None:
+    """Options that name files complete them."""
+    for action in parser._actions:
+        if action.metavar == "FILE":
+            action.complete = FILES  # type: ignore[attr-defined]  # shtab's convention
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in dict.fromkeys(action.choices.values()):
+                _complete_files(inner)
 
 
 def _add_task(parser: Parser) -> None:

@@ -21,11 +21,13 @@ from organism.client._errors import (
     ConductorUnreachableError,
     ConflictError,
     InvalidJobError,
+    JobFailedError,
     MaestroError,
     NotFoundError,
     PayloadTooLargeError,
     QueueFullError,
     RequestError,
+    ValueMismatchError,
     WaitTimeoutError,
 )
 from organism.client._jobfile import JobFileError
@@ -41,6 +43,7 @@ __all__ = [
     "ConductorUnreachableError",
     "ConflictError",
     "InvalidJobError",
+    "JobFailedError",
     "JobFileError",
     "JobHandle",
     "LogChunk",
@@ -51,6 +54,7 @@ __all__ = [
     "QueueFullError",
     "RequestError",
     "Result",
+    "ValueMismatchError",
     "WaitTimeoutError",
     "progress",
 ]

@@ -64,6 +64,22 @@ class ConflictError(MaestroError):
     code = "conflict"
 
 
+class JobFailedError(MaestroError):
+    """A job whose success was taken for granted did not end well; ``task_id``, ``state`` and ``error`` tell how."""
+
+    code = "job_failed"
+
+    def __init__(self, message: str, *, task_id: str, state: str, error: str | None) -> None:
+        super().__init__(message)
+        self.task_id, self.state, self.error = task_id, state, error
+
+
+class ValueMismatchError(MaestroError):
+    """The value that a job left is not of the type that was asked for; the text says where it differs."""
+
+    code = "value_mismatch"
+
+
 class RequestError(MaestroError):
     """The conductor refused the question, or its answer does not fit: another version."""
 

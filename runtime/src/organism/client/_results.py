@@ -5,9 +5,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self, TypeVar
+
+import msgspec
 
 from organism.bus import messages
+from organism.client._errors import JobFailedError, ValueMismatchError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,25 @@ class Result:
     history: list[messages.StateEvent] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     """The last attempt as the worker reported it."""
+
+    def checked(self) -> Self:
+        """The result itself, of a job that is done. Raises JobFailedError for any other end."""
+        if not self.ok:
+            told = f"{self.task_id} is {self.state}: {self.reason or self.error or 'no reason given'}"
+            raise JobFailedError(told, task_id=self.task_id, state=self.state, error=self.error)
+        return self
+
+    def value_as(self, kind: type[T]) -> T:
+        """The value that the job left, as ``kind``: a dataclass, a TypedDict, a msgspec.Struct, ``list[float]``, ...
+
+        Raises JobFailedError when the job is not done, ValueMismatchError when its value is of another shape.
+        """
+        self.checked()
+        try:
+            return msgspec.convert(self.value, kind)
+        except msgspec.ValidationError as error:
+            shown = getattr(kind, "__name__", str(kind))
+            raise ValueMismatchError(f"the value of {self.task_id} is no {shown}: {error}") from error
 
     @classmethod
     def of(cls, message: messages.Result) -> Result:

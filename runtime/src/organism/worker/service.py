@@ -22,7 +22,7 @@ from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.core import _bus
 from organism.core._root import Root
 from organism.worker.bus import Bus, Complaint
-from organism.worker.cache_use import CacheUse
+from organism.worker.cache_use import CacheBusyError, CacheUse
 from organism.worker.control import Controller
 from organism.worker.exporter import Exporter
 from organism.worker.heart import Heart
@@ -388,7 +388,7 @@ class Worker:
             try:
                 # in a thread: the sensors of a hung card may block, and heartbeats must go on
                 readings = await asyncio.to_thread(self._runner.device.readings)
-                self.state.warm = await asyncio.to_thread(self._warm.look)
+                await self._look_at_cache()
                 metrics = self.state.metrics(readings)
                 await asyncio.to_thread(self.exporter.write, metrics, self.heart.answered)
                 await self._bus.say(_bus.metrics_subject(self.state.gpu), messages.encode(metrics))
@@ -397,6 +397,14 @@ class Worker:
                 self._no_metrics.note(error)
                 await asyncio.to_thread(self.exporter.write, None, self.heart.answered)
             await asyncio.sleep(self._pace.metrics)
+
+    async def _look_at_cache(self) -> None:
+        """Unless it is being emptied: an open directory would keep it mounted. Raises OSError."""
+        try:
+            with self.cache.hold_now():
+                self.state.warm = await asyncio.to_thread(self._warm.look)
+        except CacheBusyError:
+            self.state.warm = []
 
     async def _watch_progress(self) -> None:
         """What jobs say of their progress goes out with a heartbeat, a second after it was said at most."""
