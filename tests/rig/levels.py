@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ Change = tuple[str, str]
 
 @dataclass(frozen=True)
 class Ran:
-    """``changes``: what each task changed or foretold, by its name and place: its difference as text."""
+    """``changes``: what each task changed or foretold, by its name and place: what comes after it, as text."""
 
     changes: dict[Change, str]
     tasks: dict[str, int]
@@ -117,10 +118,17 @@ def _read(told: dict[str, Any], said: str) -> Ran:
                 if result.get("changed"):
                     place = f"{name}: {task['task']['name']}"
                     number = sum(known == place for known, _at in changes)
-                    changes[place, str(number)] = json.dumps(result.get("diff"), sort_keys=True, indent=1)
+                    changes[place, str(number)] = _after(result.get("diff"))
                 if result.get("failed") or result.get("unreachable"):
                     failed[f"{name}: {task['task']['name']}"] = str(result.get("msg", result))
     return Ran(changes, tasks, said, failed)
+
+
+def _after(diff: Any) -> str:
+    """What a difference leads to, without the second in which a level was finished."""
+    parts = diff if isinstance(diff, list) else [diff]
+    text = json.dumps([part.get("after") for part in parts if part], indent=1)
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "then", text)
 
 
 def cpus(text: str) -> set[int]:

