@@ -30,7 +30,7 @@ LIMITS = _bus.Limits(
 )
 GIVE_UP = 60.0
 WORKER = {"HEARTBEAT_SEC": 0.5, "METRICS_SEC": 1, "STOP_GRACE_SEC": 1, "KILL_GRACE_SEC": 0.5, "LAUNCHER": "process"}
-CONDUCTOR = {"LEASE_TTL_SEC": 2, "HEARTBEAT_TTL_SEC": 3, "RETRY_BACKOFF_SEC": 0.1, "LOG_LEVEL": "info"}
+CONDUCTOR = {"LEASE_TTL_SEC": 4, "HEARTBEAT_TTL_SEC": 6, "RETRY_BACKOFF_SEC": 0.1, "LOG_LEVEL": "info"}
 
 
 class Pool:
@@ -104,8 +104,6 @@ class Pool:
         order: dict[str, object] = {"AGING_PER_HOUR": 600, "FAIR_SHARE_HALF_LIFE_SEC": 60}
         if self.plan.options.strict:
             order = {"AGING_PER_HOUR": 0, "FAIR_SHARE_HALF_LIFE_SEC": 0}
-        if len(self.servers) > 1:
-            order |= {
                 "LEASE_TTL_SEC": 4,
                 "HEARTBEAT_TTL_SEC": 6,
             }  # a new leader of a stream takes seconds
