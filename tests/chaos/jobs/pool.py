@@ -104,9 +104,6 @@ class Pool:
         order: dict[str, object] = {"AGING_PER_HOUR": 600, "FAIR_SHARE_HALF_LIFE_SEC": 60}
         if self.plan.options.strict:
             order = {"AGING_PER_HOUR": 0, "FAIR_SHARE_HALF_LIFE_SEC": 0}
-                "LEASE_TTL_SEC": 4,
-                "HEARTBEAT_TTL_SEC": 6,
-            }  # a new leader of a stream takes seconds
         policy = self.folder / "policy.toml"
         policy.write_text('[users]\noperators = ["olga"]\n')
         config = write_settings(
