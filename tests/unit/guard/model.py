@@ -126,7 +126,7 @@ class Node:
     # Carrying out the guard's steps -----------------------------------------------------------------------------------
 
     def run(
-        self, task: Task, steps: _guard_steps.Steps, starter: Task
+        self, task: Task, steps: _guard_steps.Steps, starter: Task, asked: Request | None = None
     ) -> Generator[Callable[[], bool] | None, None, tuple[Reason, ...]]:
         answer: object = None
         while True:
@@ -148,6 +148,7 @@ class Node:
                 case _guard_steps.Settle(vmid):
                     yield lambda vmid=vmid: self.phase(vmid) != _guard.STARTING
                 case _guard_steps.Stop(vmid):
+                    self.may_be_stopped(vmid, asked)
                     child = self.spawn(f"qm shutdown {vmid}", lambda me, vmid=vmid: self.stopping(me, vmid))
                     # Proxmox VE gives up after 10 s when the VM went by itself and a new start of it has its lock
                     yield lambda child=child, vmid=vmid: child.done or vmid not in self.running
@@ -207,7 +208,7 @@ class Node:
             self.announced[vmid] = (request.at, me)
         self.leases.pop(vmid, None)  # of an earlier start: it neither runs nor starts
         yield None
-        outcome[0] = yield from self.run(me, _guard_steps.start(request), starter)
+        outcome[0] = yield from self.run(me, _guard_steps.start(request), starter, request)
 
     def stopping(self, me: Task, vmid: int, backup: Task | None = None) -> Turns:
         yield lambda: vmid not in self.vm_locks
@@ -274,6 +275,14 @@ class Node:
         assert total + self.memory.reserve + self.memory.arc <= self.memory.total, f"{total} MiB of VMs run"
         for vmid, reasons in self.refusals:
             assert reasons and all(reason.text and reason.next for reason in reasons), f"{vmid}: {reasons}"
+
+    def may_be_stopped(self, vmid: int, asked: Request | None) -> None:
+        """Only a start by somebody stops another, and only one of a group that preempts."""
+        if asked is None:
+            return
+        assert asked.kind == _guard.START, f"a backup of {asked.vmid} stops {vmid}"
+        shared = [group for group in self.groups if {vmid, asked.vmid} <= group.members]
+        assert {group.policy for group in shared} == {_guard.PREEMPT}, f"{vmid} is stopped for {asked.vmid}: {shared}"
 
     def leftovers(self) -> Iterable[int]:
         """Leases of VMs that do not run, after all has come to rest and somebody has looked once."""
