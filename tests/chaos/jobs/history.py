@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -88,7 +89,8 @@ def load(lines: Iterable[dict[str, Any]]) -> History:
 
 
 def _order(seq: int, body: dict[str, Any], terms: list[tuple[int, int]]) -> Order:
-    term = max((epoch for at, epoch in terms if at < seq), default=0)
+    place = bisect_left(terms, (seq, 0))
+    term = max((epoch for _at, epoch in terms[:place]), default=0)
     return Order(
         seq, body["task_id"], body["attempt"], body["gpu"], body["incarnation"], seconds_since_epoch(body["ts"]),
         body["enq_seq"], body.get("reason", ""), term,

@@ -9,6 +9,7 @@ decided first, unless it demonstrably went on to decide about jobs of lower rank
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -55,26 +56,51 @@ def inversions(history: History, plan: Plan) -> Iterator[str]:
 
 def _within(taken: list[_Turn], strict: bool) -> Iterator[str]:
     """Of one term: submissions are read in their order, so whoever came before one that had its turn was there."""
-    made = sorted(taken, key=lambda turn: (turn.order.at, turn.order.seq))
+    coming = sorted(taken, key=lambda turn: turn.order.enq_seq, reverse=True)
+    waiting: list[tuple[tuple[int, int], int, _Turn]] = []
+    served: set[int] = set()
     known = 0
-    for position, turn in enumerate(made):
+    for turn in sorted(taken, key=lambda turn: (turn.order.at, turn.order.seq)):
         known = max(known, turn.order.enq_seq)
-        ahead = [
-            other
-            for other in made[position + 1 :]
-            if other.rank < turn.rank and other.order.enq_seq < known and other.order.at > turn.order.at
-        ]
-        if ahead and (strict or not turn.order.reason):
-            best = min(ahead, key=lambda other: other.rank)
-            yield (
-                f"{turn.job.task_id} (priority {turn.job.priority}, {turn.order.enq_seq}) went before "
-                f"{best.job.task_id} (priority {best.job.priority}, {best.order.enq_seq}) in term {turn.order.term}"
-            )
+        while coming and coming[-1].order.enq_seq <= known:
+            there = coming.pop()
+            heapq.heappush(waiting, (there.rank, there.order.seq, there))
+        served.add(turn.order.seq)
+        if strict or not turn.order.reason:
+            best = _first(waiting, served, turn)
+            if best is not None:
+                yield (
+                    f"{turn.job.task_id} (priority {turn.job.priority}, {turn.order.enq_seq}) went before "
+                    f"{best.job.task_id} (priority {best.job.priority}, {best.order.enq_seq}) in term {turn.order.term}"
+                )
+
+
+def _first(waiting: list[tuple[tuple[int, int], int, _Turn]], served: set[int], turn: _Turn) -> _Turn | None:
+    """Who waits with a higher rank and was decided about later than at this turn's moment."""
+    same_moment = []
+    found = None
+    while waiting and waiting[0][0] < turn.rank:
+        entry = waiting[0]
+        if entry[1] not in served and entry[2].order.at > turn.order.at:
+            found = entry[2]
+            break
+        heapq.heappop(waiting)
+        if entry[1] not in served:
+            same_moment.append(entry)
+    for entry in same_moment:
+        heapq.heappush(waiting, entry)
+    return found
 
 
 def _left_over(taken: list[_Turn], later: list[_Turn], *, strict: bool) -> Iterator[str]:
     """Of two terms: a job that the earlier one passed over twice, at different times, was not in its last group."""
+    moments = [turn.order.at for turn in taken]
+    newest = max(turn.order.enq_seq for turn in taken)
+    if max(moments) - min(moments) <= IN_FLIGHT:
+        return
     for other in later:
+        if other.order.enq_seq > newest:
+            continue
         passed = [
             turn
             for turn in taken
@@ -95,6 +121,10 @@ IN_FLIGHT = 15.0
 
 def _bad_reasons(history: History, plan: Plan, first: dict[str, Order]) -> Iterator[str]:
     """A reason names a job of higher rank that had been there and had not run yet."""
+    again: dict[str, list[float]] = defaultdict(list)
+    for order in history.orders:
+        if order.attempt > 1:
+            again[order.task_id].append(order.at)
     for order in history.orders:
         if not order.reason:
             continue
@@ -110,10 +140,10 @@ def _bad_reasons(history: History, plan: Plan, first: dict[str, Order]) -> Itera
         if other.priority < mine.priority:
             yield f"{order.task_id}: its reason names {named[1]}, whose priority is lower"
         turn = first.get(named[1])
-        if turn is not None and other.plain and turn.at < order.at and not _again(history, named[1], order):
+        if (
+            turn is not None
+            and other.plain
+            and turn.at < order.at
+            and not any(at >= order.at for at in again[named[1]])
+        ):
             yield f"{order.task_id}: its reason names {named[1]}, which had been started before"
-
-
-def _again(history: History, task_id: str, before: Order) -> bool:
-    """It was waiting for a further attempt."""
-    return any(order.task_id == task_id and order.attempt > 1 and order.at >= before.at for order in history.orders)
