@@ -50,9 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "whole: boots and reboots the rig (left out by ./run test, run by ./run rig-test)"
     )
-    config.addinivalue_line(
-        "markers", "fast: of the rig tier, a first answer in some minutes (./run rig-test -m fast)"
-    )
+    config.addinivalue_line("markers", "fast: of the rig tier, a first answer in some minutes (./run rig-test -m fast)")
     config.pluginmanager.register(Account(), "organism-account")
 
 
