@@ -17,7 +17,7 @@ _organism_run() {
       lab) mapfile -t COMPREPLY < <(compgen -W 'up down status ssh play' -- "$word") ;;
       rig) mapfile -t COMPREPLY < <(compgen -W '@RIG@' -- "$word") ;;
       rig-down) mapfile -t COMPREPLY < <(compgen -W '--name --purge' -- "$word") ;;
-      chaos) mapfile -t COMPREPLY < <(compgen -W 'SUITE=jobs SUITE=ram SEED= MINUTES=' -- "$word") ;;
+      chaos) mapfile -t COMPREPLY < <(compgen -W 'SUITE=guard SUITE=jobs SUITE=ram SEED= MINUTES=' -- "$word") ;;
       bench) mapfile -t COMPREPLY < <(compgen -W 'ram' -- "$word") ;;
       test | rig-test) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
     esac
@@ -38,7 +38,7 @@ _organism_run() {
       lab) compadd -- up down status ssh play ;;
       rig) compadd -- @RIG@ ;;
       rig-down) compadd -- --name --purge ;;
-      chaos) compadd -- SUITE=jobs SUITE=ram SEED= MINUTES= ;;
+      chaos) compadd -- SUITE=guard SUITE=jobs SUITE=ram SEED= MINUTES= ;;
       bench) compadd -- ram ;;
       test | rig-test) _files ;;
     esac
