@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ._guard import (
     BACKUP,
@@ -86,7 +87,7 @@ class Say:
     text: str
 
 
-Step = Acquire | Release | Look | Settle | Stop | Grant | Say
+Step: TypeAlias = "Acquire | Release | Look | Settle | Stop | Grant | Say"
 Steps = Generator[Step, object, tuple[Reason, ...]]
 """Ends with the reasons why the request was not served; with none when it was."""
 

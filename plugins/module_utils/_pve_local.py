@@ -97,9 +97,9 @@ def command_words(params: Mapping[str, Any]) -> list[str]:
     for key, value in params.items():
         if value is None:
             continue
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            # with "=", since a value may begin with a dash
-            words.append(f"--{key}={int(each) if isinstance(each, bool) else each}")
+        each_one = value if isinstance(value, (list, tuple)) else [value]
+        # with "=", since a value may begin with a dash
+        words.extend(f"--{key}={int(each) if isinstance(each, bool) else each}" for each in each_one)
     return words
 
 
@@ -138,7 +138,7 @@ def failure(method: str, path: str, stderr: str) -> PveError:
     errors = {}
     if "Parameter verification failed" in said:
         status = status or 400
-        head, _, rest = said.partition("\n")
+        head, _newline, rest = said.partition("\n")
         errors = dict(_ERROR_LINE.findall(rest))
         said = head
     return classify(status, said or "no reason given", method=method, path=path, errors=errors)

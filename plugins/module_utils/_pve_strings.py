@@ -16,8 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-Value = str | int | bool | None
+Value: TypeAlias = "str | int | bool | None"
 
 NET_MODELS = (
     "e1000",

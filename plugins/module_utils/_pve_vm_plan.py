@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
 from . import _cpu_list
@@ -22,7 +22,7 @@ from . import _pve_vm_keys as keys
 from ._difference import Difference
 from ._pve_strings import DEFAULT_KEYS, NET_ALIAS, Part, PropertyString, StringError, kind, parse_option
 
-Wish = str | None | dict[str, str | None]
+Wish: TypeAlias = "str | dict[str, str | None] | None"
 """A value; None removes the option; a dict names sub-options (None removes one)."""
 
 ALLOCATES = re.compile(r"(?:[^/:\s]+:)?(?:\d+(?:\.\d+)?|cloudinit)")
