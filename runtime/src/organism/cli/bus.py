@@ -76,9 +76,7 @@ def parser() -> argparse.ArgumentParser:
         _connection(one)
         one.set_defaults(run=_online({"wait": _wait, "info": _info, "streams": _streams}[verb]))
 
-    guard = verbs.add_parser(
-        "watch", help="restart a nats-server that a full disk stopped, once there is room"
-    )
+    guard = verbs.add_parser("watch", help="restart a nats-server that a full disk stopped, once there is room")
     guard.add_argument("--store", default="/var/lib/nats", metavar="FOLDER", help="its store (default: %(default)s)")
     guard.add_argument(
         *("--health", "-u"),
