@@ -1,5 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
+# shellcheck shell=sh
 # What the roles nats, gpucache and gpu_worker leave behind, as far as a job can meet it.
 set -eu
 for gpu in gpu0 gpu1; do
