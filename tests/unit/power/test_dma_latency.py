@@ -45,13 +45,14 @@ def test_a_request_is_a_signed_number_of_32_bits_for_as_long_as_the_file_is_open
     assert not request.held
 
 
-def open_files() -> set[str]:
+def open_files(pid: int | None = None) -> set[str]:
+    """What a process (this one by default) has open; it may close something while it is looked at."""
     found = set()
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in Path(f"/proc/{pid or 'self'}/fd").iterdir():
         try:
             found.add(str(entry.readlink()))
         except FileNotFoundError:
-            continue  # the descriptor of this very listing
+            continue
     return found
 
 
@@ -112,17 +113,6 @@ def test_without_a_limit_sensors_are_never_read(machine: Machines, tmp_path: Pat
     keeper = Keeper(Request(str(device(tmp_path)), 0), root)
     assert keeper.start() == "holding 0 us"
     assert keeper.look() is None
-
-
-def open_files(pid: int) -> set[str]:
-    """What a process has open; it may close something (its notification's socket) while it is looked at."""
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found.add(str(entry.readlink()))
-        except FileNotFoundError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("limit", [[], ["--release-above", "85", "--every", "0.05"]])
