@@ -237,11 +237,12 @@ def test_a_killed_hook_starts_nothing_and_leaves_nothing(place: Place) -> None:
     finally:
         place.sim.control("behave", vmid=TRAIN, delay=0.05)
     assert told and not told[0][0]
-    while TRAIN in place.running():  # what the hook had begun goes on without it
-        assert time.monotonic() < ends
+    # killed before it asked for the stop, it leaves the VM as it is; a stop that it had begun goes on without it
+    soon = time.monotonic() + 20
+    while TRAIN in place.running() and time.monotonic() < soon:
         place.pause()
     rest(place)
-    assert not place.running()
+    assert set(place.running()) <= {TRAIN}
     assert place.call([*place.guard, "watch"])[0]
     assert place.leases() == set(place.running())
     assert place.by_qm("start", INFER)[0]
