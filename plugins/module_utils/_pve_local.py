@@ -93,7 +93,7 @@ class LocalPve:
 
 def command_words(params: Mapping[str, Any]) -> list[str]:
     """Parameters as options of pvesh: a list is the option several times, booleans are 1 and 0."""
-    words = []
+    words: list[str] = []
     for key, value in params.items():
         if value is None:
             continue
