@@ -37,6 +37,7 @@ FORETOLD_BY = {
     "nats : certificates |": "nats : Foretell certificates",
     "nats : trust | Install the authority's certificate": "nats : Foretell certificates",
     "nats : configure | Have the server running": "nats : configure | Install the unit",
+    "nats : configure | Have the watch running": "nats : configure | Install the watch over its disk",
 }
 
 
