@@ -42,7 +42,8 @@ _STATE = {
         grep -H . /sys/devices/system/cpu/cpu*/power/pm_qos_resume_latency_us
         grep -H . /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor /sys/module/pcie_aspm/parameters/policy
         grep -H . /sys/devices/system/cpu/cpufreq/boost
-        for queue in /sys/block/*/queue; do echo $queue $(cat $queue/scheduler $queue/read_ahead_kb); done
+        for queue in /sys/block/*/queue; do
+            echo $queue $(grep -o '\\[.*\\]' $queue/scheduler) $(cat $queue/read_ahead_kb); done
         grep -H . /sys/module/zfs/parameters/zfs_arc_m* /proc/sys/vm/nr_hugepages""",
     "network": """
         grep -rH . /sys/class/net/*/queues/*/[rx]ps_* /sys/class/net/*/queues/rx-*/rps_flow_cnt 2>&1
@@ -50,7 +51,8 @@ _STATE = {
             echo $port; ethtool -l $port 2>&1; ethtool -c $port 2>&1; ethtool -k $port | grep -v fixed
             tc -d qdisc show dev $port | sed 's/qdisc \\([a-z_]*\\) [0-9a-f]*:/qdisc \\1/; s/parent [0-9a-f]*:/parent /'
         done""",
-    "datasets": "zfs get -H -o name,property,value,source all | grep -E '(local|received)$' | sort",
+    "datasets": "zfs get -H -o name,property,value,source all | grep -E '(local|received)$' | "
+    "grep -v '/organism' | sort",  # datasets that we made stay: none is ever destroyed
     "swap": "swapon --show=NAME,SIZE,PRIO --noheadings --bytes",
 }
 Change = tuple[str, str]
