@@ -30,6 +30,7 @@ from pathlib import Path
 
 from ._atomic import fsync_directory
 from ._difference import ABSENT, Difference
+from ._levels import marker_path
 from ._root import Root
 
 TOP = "/opt/organism"
@@ -262,7 +263,8 @@ def apply(root: Root, have: Present, files: Mapping[str, str] | None) -> None:
     for old in superfluous(have, name):
         shutil.rmtree(root.path(f"{TOP}/{old}"))
     top = root.path(TOP)
-    if name is None and top.is_dir() and not any(top.iterdir()):
+    ours = not root.path(marker_path(0)).exists()  # level 0 makes that folder, too, and is not taken back
+    if name is None and ours and top.is_dir() and not any(top.iterdir()):
         top.rmdir()
 
 

@@ -101,6 +101,13 @@ def test_install_upgrade_repair_and_removal(package: Path, tmp_path: Path) -> No
 
     assert install(root, None)
     assert not root.path("/opt/organism").exists()
+
+    marker = root.path("/etc/organism/levels/0.json")
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    root.path("/opt/organism").mkdir()
+    tools.apply(root, tools.read(root), None)
+    assert root.path("/opt/organism").is_dir(), "level 0 has made it, and stays"
     assert not command.is_symlink()
 
 
