@@ -167,6 +167,8 @@ class Pool:
             await topology.carry_out(js, _bus_plan.plan(await topology.read(js, wanted), wanted))
         finally:
             await nc.close()
+        for server in self.servers:
+            server.disk.sync()  # as the role nats does after the topology
         for part in (*self.probes, *self.conductors, *self.workers):
             part.start()
         # starting Python so often takes seconds on a small machine: nobody is to be thought dead for it

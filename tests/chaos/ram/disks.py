@@ -73,6 +73,10 @@ class Disk:
         self.unmount()
         subprocess.run(["umount", "-l", str(self.device)], check=True)
 
+    def sync(self) -> None:
+        """All that is written is on the device."""
+        self._run(["sync", "--file-system", str(self.place)])
+
     def cut_power(self, how: int) -> None:
         """Lose what is not written, then come up again: the journal is replayed by the mount."""
         self.lose(how)

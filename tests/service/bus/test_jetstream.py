@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from organism.bus import jetstream
 from organism.bus.errors import DuplicateInBatch, NotFound, Refused, SubjectFull, Unavailable, WrongLastSequence
 from organism.bus.jetstream import JetStream, Outgoing
 from organism.core import _bus
-from service.support import BusServer
+from service.support import HANG, BusServer
 
 
 def test_publish_returns_the_sequence_and_tells_a_duplicate(bus: BusServer) -> None:
@@ -29,6 +31,30 @@ def test_publish_returns_the_sequence_and_tells_a_duplicate(bus: BusServer) -> N
         assert last == stored
         assert await js.get(_bus.STREAM_WQ, 2) is None
         assert await js.last(_bus.STREAM_WQ, _bus.run_subject("gpu1")) is None
+        await nc.close()
+
+    asyncio.run(main())
+
+
+def test_a_message_that_got_lost_with_its_leader_is_sent_again(bus: BusServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        nc = await bus.connected("conductor", "a")
+        say, lost = nc.say, list[str]()
+
+        async def losing(subject: str, payload: bytes, **more: Any) -> None:
+            if lost:
+                await say(subject, payload, **more)
+            lost.append(subject)
+
+        monkeypatch.setattr(nc, "say", losing)
+        monkeypatch.setattr(jetstream, "RESEND", 0.1)
+        ack = await JetStream(nc).publish(_bus.run_subject("gpu0"), b"one", msg_id="m1", timeout=HANG)
+        assert (ack.seq, ack.duplicate) == (1, False)
+        assert len(lost) >= 2
+        lost.clear()
+        with pytest.raises(Unavailable, match=r"no answer within 0\.3 s"):  # twice might be stored twice
+            await JetStream(nc).publish(_bus.run_subject("gpu0"), b"two", timeout=0.3)
+        assert len(lost) == 1
         await nc.close()
 
     asyncio.run(main())

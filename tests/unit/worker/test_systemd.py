@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from dataclasses import replace
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from organism.worker.launch import Launch
+from organism.worker import systemd
+from organism.worker.launch import Ending, Launch
 from organism.worker.process import JobUser
 from organism.worker.sandbox import SystemdLimits, properties
 from organism.worker.systemd import (
+    SystemdProcess,
     command_line,
     find_program,
     on_disks,
@@ -261,3 +264,33 @@ def test_the_workers_own_unit_is_read_from_its_control_group() -> None:
     assert own_unit(f"0::{slice_}\n") == "gpu-worker@gpu0.service"
     assert own_unit(f"1:name=systemd:/x\n0::{slice_}\n") == "gpu-worker@gpu0.service"
     assert own_unit("0::/user.slice/session-3.scope\n") == ""
+
+
+@pytest.mark.parametrize("grace", [0, 5])
+def test_a_wish_to_stop_that_overtakes_the_start_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grace: float
+) -> None:
+    """systemctl does not know the unit until systemd has heard of it from systemd-run."""
+    calls, loaded = tmp_path / "calls", tmp_path / "loaded"
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        f'#!/bin/sh\necho "$*" >>{calls}\n'
+        f'[ -e {loaded} ] || {{ [ "$(wc -l <{calls})" = 3 ] && touch {loaded}; '
+        'echo "Unit organism-job-x.service not loaded." >&2; exit 5; }\n'
+        f'case $1 in stop|kill) kill "$(cat {tmp_path}/pid)" ;; esac\n'
+    )
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(systemd, "AGAIN", 0.01)
+
+    async def main() -> Ending:
+        runner = await asyncio.create_subprocess_exec("sleep", "60")
+        (tmp_path / "pid").write_text(str(runner.pid))
+        process = SystemdProcess("organism-job-x.service", runner, tmp_path / "status", "sleep")
+        async with asyncio.timeout(60):
+            await process.stop(grace)
+            return await process.wait()
+
+    assert asyncio.run(main()).returncode is None
+    verb = "stop --no-block" if grace else "kill --signal=SIGKILL"
+    assert calls.read_text().splitlines()[:4] == [f"{verb} organism-job-x.service"] * 4

@@ -125,7 +125,7 @@ class BusClient(Client):
             async with asyncio.timeout(timeout):
                 message = await answer
         except TimeoutError:
-            raise Unavailable(f"{subject}: no answer within {timeout:g} s") from None
+            raise Unavailable(f"{subject}: no answer within {timeout:.3g} s") from None
         finally:
             self._waiting.pop(reply, None)
         if message.headers and message.headers.get("Status") == _NO_RESPONDERS and not message.data:

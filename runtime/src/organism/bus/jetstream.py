@@ -37,6 +37,8 @@ MAX_BATCH = 1000
 
 RETRY = 0.3
 """Seconds before a message with an id is sent again."""
+RESEND = 5.0
+"""Seconds without an answer after which a message with an id is sent again."""
 
 Expect = tuple[int, str | None]
 """Last sequence that must still be the last: of the given subject (wildcards allowed), or of the message's own."""
@@ -116,7 +118,9 @@ class JetStream:
         while True:
             try:
                 left = max(0.05, deadline - time.monotonic())
-                return _pub_ack(await self.nc.ask(subject, data, headers=everything, timeout=left), subject)
+                # a leader that dies takes the message with it, and nobody would ever answer
+                patience = left if msg_id is None else min(left, RESEND)
+                return _pub_ack(await self.nc.ask(subject, data, headers=everything, timeout=patience), subject)
             except FenceBusy:
                 raise
             except Unavailable:

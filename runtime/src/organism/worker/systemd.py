@@ -24,6 +24,8 @@ from organism.worker.sandbox import HIDDEN, SystemdLimits, properties
 log = logging.getLogger(__name__)
 
 PREFIX = "organism-job"
+AGAIN = 0.2
+"""Seconds until the stop of a unit that systemd does not know yet is asked for again."""
 _NODE_GROUPS = ("render", "video")
 # what execve and its preparation answer in systemd's own words (systemd.exec(5), "Process exit codes")
 _START_FAILED = range(200, 246)
@@ -186,8 +188,9 @@ class SystemdLauncher:
         listing = await _systemctl("list-units", "--all", "--plain", "--no-legend", "--full", pattern)
         units = [line.split()[0] for line in listing.splitlines() if line.strip()]
         if units:
-            await _systemctl("stop", *units)
-            await _systemctl("reset-failed", *units)
+            for verb in ("stop", "reset-failed"):
+                with suppress(_NotLoaded):  # gone by itself meanwhile
+                    await _systemctl(verb, *units)
         return units
 
     async def close(self) -> None:
@@ -223,17 +226,26 @@ class SystemdProcess:
                 status = shown_status(
                     await _systemctl("show", "--property=Result,ExecMainCode,ExecMainStatus", self.unit)
                 )
-            await _systemctl("reset-failed", self.unit)  # or systemd would keep it for ever
+            with suppress(_NotLoaded):
+                await _systemctl("reset-failed", self.unit)  # or systemd would keep it for ever
         return read_ending(status, code, self.unit)
 
     async def wait(self) -> Ending:
         return await asyncio.shield(self.ended)
 
     async def stop(self, grace: float) -> None:
-        """systemd itself waits KILL_GRACE_SEC between the two signals; no grace is SIGKILL at once."""
-        if not self.ended.done():
-            verb = ("kill", "--signal=SIGKILL") if grace <= 0 else ("stop", "--no-block")
-            await _systemctl(*verb, self.unit)
+        """systemd itself waits KILL_GRACE_SEC between the two signals; no grace is SIGKILL at once.
+
+        A wish to stop may overtake systemd-run, which tells nobody when systemd has got the unit: until then it is
+        repeated, or the job would start all the same.
+        """
+        verb = ("kill", "--signal=SIGKILL") if grace <= 0 else ("stop", "--no-block")
+        while not self.ended.done():
+            try:
+                await _systemctl(*verb, self.unit)
+                return
+            except _NotLoaded:
+                await asyncio.wait({self.ended}, timeout=AGAIN)
 
 
 def _group_exists(name: str) -> bool:
@@ -244,14 +256,20 @@ def _group_exists(name: str) -> bool:
     return True
 
 
+class _NotLoaded(LaunchError):
+    """systemd does not know the unit: not yet, or no more."""
+
+
 async def _systemctl(*arguments: str) -> str:
-    """Its output. Raises LaunchError; a unit that is gone already (code 5) is none."""
+    """Its output. Raises LaunchError, and _NotLoaded in particular."""
     process = await asyncio.create_subprocess_exec(
         "systemctl", *arguments,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await process.communicate()
     text = err.decode("utf-8", "replace").strip()
-    if process.returncode not in (0, 5) and "not loaded" not in text:
-        raise LaunchError(f"systemctl {' '.join(arguments)} ended with {process.returncode}: {text}")
+    if process.returncode != 0:
+        # 5 by systemctl(1); kill answers 1 for it
+        kind = _NotLoaded if process.returncode == 5 or "not loaded" in text else LaunchError
+        raise kind(f"systemctl {' '.join(arguments)} ended with {process.returncode}: {text}")
     return out.decode("utf-8", "replace")
