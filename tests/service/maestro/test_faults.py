@@ -15,15 +15,14 @@ from organism.bus.errors import WrongLastSequence
 from organism.bus.jetstream import JetStream
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.core import _bus
+from service.maestro.books import Books, settled_books
 from service.maestro.stage import (
-    Books,
     ConductorProcess,
     FakeWorker,
     Submitter,
     eventually,
     forever,
     lasting,
-    settled_books,
     succeed,
     until,
 )

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from organism.bus.messages import Report, RunOrder
 from organism.core import _bus
+from service.maestro.books import Books, settled_books
 from service.maestro.stage import (
-    Books,
     ConductorProcess,
     FakeWorker,
     Submitter,
@@ -18,7 +18,6 @@ from service.maestro.stage import (
     fail,
     forever,
     lasting,
-    settled_books,
     succeed,
     until,
 )

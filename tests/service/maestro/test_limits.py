@@ -13,14 +13,13 @@ from organism.bus.errors import StreamFull
 from organism.bus.jetstream import JetStream
 from organism.bus.messages import Report, RunOrder
 from organism.core import _bus
+from service.maestro.books import Books, settled_books
 from service.maestro.stage import (
-    Books,
     ConductorProcess,
     FakeWorker,
     Submitter,
     eventually,
     forever,
-    settled_books,
     succeed,
     until,
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from organism.bus.messages import Report, RunOrder
+from service.maestro.books import settled_books
 from service.maestro.stage import (
     ConductorProcess,
     FakeWorker,
@@ -16,7 +17,6 @@ from service.maestro.stage import (
     eventually,
     fail,
     forever,
-    settled_books,
     succeed,
     until,
 )
