@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from service.pin.test_roles import changes, collection, tasks
+from service import hidden
+from service.hidden import changes, tasks
 
 HIDDEN = ("/opt", "/usr/local/sbin", "/etc/organism", "/var/lib/organism", "/run/organism")
 ROLES = ["host_tools", "vm_hook", "vm_guard"]
@@ -63,8 +62,7 @@ def test_from_nothing_to_a_guard_and_back(tmp_path: Path) -> None:
 
 def run(tmp_path: Path) -> dict[str, Path]:
     """Carries out the steps; where each has written what it said."""
-    lines = ["set -eu", *(f"mkdir -p {path}; mount -t tmpfs none {path}" for path in HIDDEN)]
-    lines.append("PATH=/usr/local/sbin:$PATH")
+    lines = ["PATH=/usr/local/sbin:$PATH"]
     said = {name: tmp_path / f"{name.replace(' ', '-')}.out" for name in STEPS}
     for name, step in STEPS.items():
         state, _space, check = step.partition(" ")
@@ -75,29 +73,5 @@ def run(tmp_path: Path) -> dict[str, Path]:
             lines.append(f"{expected}ansible-playbook -i localhost, {check} {book} > {said[name]}")
         else:
             lines.append(f"{{ {step}; }} > {said[name]} 2>&1")
-    made = [path for path in HIDDEN if not Path(path).exists()]
-    environment = {
-        **os.environ,
-        "ANSIBLE_COLLECTIONS_PATH": str(collection(tmp_path)),
-        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        "ANSIBLE_LOCALHOST_WARNING": "0",
-        "ANSIBLE_HOME": str(tmp_path / "ansible"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    try:
-        done = subprocess.run(
-            ["unshare", "--mount", "--propagation", "private", "bash", "-c", "\n".join(lines)],
-            env=environment,
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-    finally:
-        for path in made:  # mount points, empty on the machine itself
-            Path(path).rmdir()
-    told = "\n".join(f"--- {name}\n{path.read_text()}" for name, path in said.items() if path.exists())
-    assert done.returncode == 0, f"{done.stderr}\n{told[-6000:]}"
+    hidden.run(tmp_path, HIDDEN, lines, said, hang=600)
     return said

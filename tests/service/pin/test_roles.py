@@ -7,21 +7,19 @@ What is hidden is a mount namespace of the test, so nothing of the machine itsel
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from service import hidden
+from service.hidden import changes, tasks
 from service.pin import machines
 
-REPO = Path(__file__).resolve().parents[3]
 CPUS = sorted(os.sched_getaffinity(0))
 HIDDEN = ("/opt", "/usr/local/sbin", "/etc/organism", "/etc/systemd/system", "/var/lib/organism", "/run/organism")
 
@@ -89,21 +87,6 @@ def everywhere() -> str:
     return done.stdout.rpartition(": ")[2].strip()
 
 
-def changes(result: dict[str, bool]) -> list[str]:
-    return [name for name, changed in result.items() if changed]
-
-
-def collection(tmp_path: Path) -> Path:
-    """A copy, as an installed collection is one: the host's tools are packed from what lies beside the plugins."""
-    top = tmp_path / "collections"
-    here = top / "ansible_collections/organism/proxmox"
-    for name in ("plugins", "roles", "runtime", "meta"):
-        shutil.copytree(
-            REPO / name, here / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-        )
-    return top
-
-
 def run(tmp_path: Path) -> dict[str, Any]:
     """Carries out the steps in a namespace of their own; what each has said, or which tasks have changed something."""
     vm = machines.Vm(tmp_path, 101, vcpus=1)
@@ -112,10 +95,7 @@ def run(tmp_path: Path) -> dict[str, Any]:
         "echo masks: $(for t in /proc/$(cat /run/qemu-server/101.pid)/task/*; do "
         "taskset -cp ${t##*/} | sed 's/.*: //'; done)"
     )
-    hidden = [*HIDDEN, "/run/qemu-server"]
-    made = [path for path in hidden if not Path(path).exists()]
-    lines = ["set -eu", *(f"mkdir -p {path}; mount -t tmpfs none {path}" for path in hidden)]
-    lines.append("trap 'kill -9 $(cat /run/qemu-server/101.pid)' EXIT")
+    lines = ["trap 'kill -9 $(cat /run/qemu-server/101.pid)' EXIT"]
     for number, step in enumerate(STEPS):
         out = tmp_path / f"{number}.out"
         if "shell" in step:
@@ -125,43 +105,9 @@ def run(tmp_path: Path) -> dict[str, Any]:
         content = play(step.get("state", "present"))
         book.write_text(yaml.safe_dump(content))
         lines.append(f"ansible-playbook -i localhost, {'--check' if step.get('check') else ''} {book} > {out}")
-    env = {
-        **os.environ,
-        "ANSIBLE_COLLECTIONS_PATH": str(collection(tmp_path)),
-        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        "ANSIBLE_LOCALHOST_WARNING": "0",
-        "ANSIBLE_HOME": str(tmp_path / "ansible"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    try:
-        done = subprocess.run(
-            ["unshare", "--mount", "--propagation", "private", "bash", "-c", "\n".join(lines)],
-            env=env,
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    finally:
-        for path in made:  # mount points, empty on the machine itself
-            shutil.rmtree(path)
     outputs = {step["name"]: tmp_path / f"{number}.out" for number, step in enumerate(STEPS)}
-    told = "\n".join(f"--- {name}\n{path.read_text()}" for name, path in outputs.items() if path.exists())
-    assert done.returncode == 0, f"{done.stderr}\n{told[-6000:]}"
+    hidden.run(tmp_path, [*HIDDEN, "/run/qemu-server"], lines, outputs, hang=300)
     return {
         step["name"]: outputs[step["name"]].read_text() if "shell" in step else tasks(outputs[step["name"]])
         for step in STEPS
-    }
-
-
-def tasks(path: Path) -> dict[str, bool]:
-    """Task to whether it changed something."""
-    text = path.read_text()
-    report = json.loads(text[text.index("{\n") :])
-    return {
-        task["task"]["name"]: bool(task["hosts"]["localhost"].get("changed"))
-        for each in report["plays"]
-        for task in each["tasks"]
     }
