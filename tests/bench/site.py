@@ -117,7 +117,7 @@ def _show(result: dict[str, Any]) -> None:
     print(f"{result['date']}  {machine['cores']} cores, load {machine['load']:.1f}, rig by {machine['accelerator']}")
     for name, count in result["tasks"].items():
         print(f"  {name:<28}{count:>4} tasks")
-    print(f"first run {result['first_run_seconds']:.0f} s, without a change {result['no_change_seconds']:.0f} s, "
+    print(f"the run before {result['run_before_seconds']:.0f} s, without a change {result['no_change_seconds']:.0f} s, "
           f"one ping {result['ping_seconds']:.2f} s")  # fmt: skip
     baseline = HERE / "baseline/site.json"
     before = json.loads(baseline.read_text())["goals"] if baseline.exists() else {}
