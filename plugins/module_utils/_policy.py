@@ -6,7 +6,7 @@ Read by the conductor (which refuses at submission) and by each worker (which re
 since a bus message must never become a shell on its own word).
 
     [jobs]
-    types = ["cmd", "noop"]        # "shell" only where the site wants it
+    types = ["cmd", "noop", "python"]        # "shell" only where the site wants it
     [users]
     operators = ["admin"]
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from ._root import Root
 
 DEFAULT_PATH = "/etc/organism/policy.toml"
-SAFE_TYPES = ("cmd", "noop")
+SAFE_TYPES = ("cmd", "noop", "python")
+"""``python`` may do what ``cmd`` may (which can start an interpreter, too), in the same containment. A site that names
+its types gets those alone."""
 DEFAULT_OPERATORS = ("admin",)
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 

@@ -71,6 +71,9 @@ SCHEMA = Schema(
             "Unprivileged user that jobs run as when the worker is root; empty: the worker's own. %i is the GPU's id: "
             "jobs of one user could end each other, and reach each other's files.",
             pattern=r"[a-z_][a-z0-9_-]{0,31}|[a-z_][a-z0-9_-]{0,22}%i", optional=True),
+        Key("JOB_PYTHON", "path", "/usr/bin/python3",
+            "Interpreter of jobs of type python; empty: this worker offers none. Jobs cannot reach /home and /root.",
+            optional=True),
         Key("JOB_CACHE", "choice", "write", "May jobs write into the GPU's cache outside their own directory?",
             choices=("read", "write")),
         Key("JOB_DISK_ABOVE_PERCENT", "number", 85,

@@ -43,7 +43,7 @@ options:
     description: Types of job that may run on this machine. V(shell) hands users a shell.
     type: list
     elements: str
-    default: [cmd, noop]
+    default: [cmd, noop, python]
   memlock:
     description: Limit of locked memory of a worker, as systemd writes it. Empty where a container refuses to raise it.
     type: str
@@ -142,7 +142,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "gpus": {"type": "list", "elements": "str"},
             "settings": {"type": "dict", "default": {}},
-            "types": {"type": "list", "elements": "str", "default": ["cmd", "noop"]},
+            "types": {"type": "list", "elements": "str", "default": ["cmd", "noop", "python"]},
             "memlock": {"type": "str", "default": "infinity"},
             "cache": {"type": "bool", "default": True},
         },

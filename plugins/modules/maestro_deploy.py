@@ -35,7 +35,7 @@ options:
     description: Types of job that may run in this pool.
     type: list
     elements: str
-    default: [cmd, noop]
+    default: [cmd, noop, python]
   operators:
     description: Users who may see and steer the jobs of everyone.
     type: list
@@ -135,7 +135,7 @@ info:
   description: The conductor's own answer, as C(maestroctl --json info) gives it.
   returned: when O(health_context) is given and not in check mode
   type: dict
-  sample: {"ok": true, "version": "0.1.0", "types": ["cmd", "noop"]}
+  sample: {"ok": true, "version": "0.1.0", "types": ["cmd", "noop", "python"]}
 notices:
   description: Settings of earlier versions that no longer do anything.
   returned: success
@@ -269,7 +269,7 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "settings": {"type": "dict", "default": {}},
-            "types": {"type": "list", "elements": "str", "default": ["cmd", "noop"]},
+            "types": {"type": "list", "elements": "str", "default": ["cmd", "noop", "python"]},
             "operators": {"type": "list", "elements": "str", "default": ["admin"]},
             "limits": {"type": "dict", "default": {}},
             "contexts": {"type": "list", "elements": "dict", "default": [], "options": context},

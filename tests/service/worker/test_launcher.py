@@ -33,8 +33,8 @@ class Bench:
             TaskStore(self.cache),
             self.launcher,
             SimulatedGpu("sim:0"),
-            builtin_handlers(),
-            _policy.Policy(types=frozenset({"cmd", "noop", "shell"})).allows,
+            builtin_handlers(sys.executable),
+            _policy.Policy(types=frozenset({"cmd", "noop", "python", "shell"})).allows,
             {"LANG": "C.UTF-8", "SECRET": "no"},
         )
         self.stop = Stop()
@@ -111,6 +111,30 @@ def test_what_cannot_be_started_says_why_and_the_next_one_runs(tmp_path: Path) -
             assert (report.error, report.returncode) == ("start", None)
             assert report.message == f"cannot run {program!r}: {reason}"
         assert (await bench.run("true")).returncode == 0
+
+    benched(tmp_path, test)
+
+
+def test_a_python_program_may_be_larger_than_a_word_and_tells_its_lines_when_it_fails(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        program = "import sys\nDATA = '" + "x" * 1_000_000 + "'\nprint(len(DATA), sys.argv[1:], __name__)\n"
+        report = await bench.run(type="python", python=program, argv=["-u", "a b"])
+        assert (report.returncode, report.stdout) == (0, "1000000 ['-u', 'a b'] __main__\n"), report
+        report = await bench.run(type="python", python="def train():\n    raise ValueError('no data')\n\n\ntrain()\n")
+        assert (report.returncode, report.error) == (1, "exit")
+        assert 'script.py", line 2, in train' in report.stderr
+        assert "    raise ValueError('no data')\n" in report.stderr
+        report = await bench.run(type="python", python="def train(:\n    pass\n")
+        assert report.returncode == 1 and "SyntaxError" in report.stderr
+
+    benched(tmp_path, test)
+
+
+def test_what_a_python_program_has_printed_is_kept_when_it_is_killed(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        program = "import os, signal\nprint('halfway')\nos.kill(os.getpid(), signal.SIGKILL)\n"
+        report = await bench.run(type="python", python=program)
+        assert (report.returncode, report.error, report.stdout) == (-9, "signal", "halfway\n")
 
     benched(tmp_path, test)
 

@@ -54,7 +54,7 @@ def test_an_order_becomes_a_report_and_is_acknowledged(bus: BusServer, workers: 
         assert outcome["returncode"] == 0
         beat = conductor.beats[-1]
         assert beat.device.backend == "simulated"
-        assert beat.types == ["cmd", "noop"]
+        assert beat.types == ["cmd", "noop", "python"]
 
     conducted(bus, test)
 

@@ -83,6 +83,31 @@ def test_every_option_of_submit_arrives() -> None:
     }
 
 
+def test_a_python_program_travels_with_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "train.py"
+    program.write_bytes("print('ä')\r\n".encode())
+    found = fields("--python", str(program), "--timeout", "5", "--args", '{"lr": 1}', "--", "--lr", "0.1", "--python")
+    assert found == {
+        "type": "python",
+        "python": "print('ä')\r\n",
+        "argv": ["--lr", "0.1", "--python"],
+        "args": {"lr": 1},
+        "timeout": 5.0,
+    }
+    assert build({"python": program, "argv": ["x"]}).python == build(found).python
+    monkeypatch.setattr("sys.stdin", io.StringIO("pass\n"))
+    assert fields("--python", "-", "--") == {"type": "python", "python": "pass\n"}
+    for data, says in ((b"caf\xe9", "not UTF-8"), (b"\n", "is empty"), (None, "No such file")):
+        broken = tmp_path / "broken.py"
+        broken.unlink(missing_ok=True)
+        if data is not None:
+            broken.write_bytes(data)
+        with pytest.raises(InvalidJobError, match=says):
+            fields("--python", str(broken))
+        with pytest.raises(InvalidJobError, match=says):
+            build({"python": broken})
+
+
 def test_other_types_need_no_command() -> None:
     assert fields("--type", "noop") == {"type": "noop"}
     assert fields("--type", "render", "--args", '{"frame": 3}') == {"type": "render", "args": {"frame": 3}}
@@ -94,6 +119,10 @@ def test_other_types_need_no_command() -> None:
         (["submit"], "nothing to run"),
         (["submit", "--type", "cmd"], "nothing to run"),
         (["submit", "--type", "shell"], "needs --shell"),
+        (["submit", "--type", "python"], "needs --python"),
+        (["submit", "--type", "cmd", "--python", "a"], "belongs to type python"),
+        (["submit", "--python", "a", "--shell", "b"], "exclude each other"),
+        (["submit", "--python", "a", "--cmd", "b"], "exclude each other"),
         (["submit", "--"], "the command is empty"),
         (["submit", "--cmd"], "the command is empty"),
         (["submit", "--shell", "a", "--", "b"], "exclude each other"),

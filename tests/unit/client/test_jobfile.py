@@ -38,6 +38,23 @@ jobs:
 """
 
 
+def test_python_programs_stand_in_the_file_or_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print(1)\n")
+    text = """
+defaults: {queue: night}
+jobs:
+  - {python_file: train.py, argv: [--lr, 0.1]}
+  - python: |
+      import sys
+      print(sys.argv)
+"""
+    file = tmp_path / "jobs.yml"
+    file.write_text(text)
+    beside, within = load(file)
+    assert (beside.type, beside.python, beside.argv) == ("python", "print(1)\n", ["--lr", "0.1"])
+    assert (within.type, within.python, within.queue) == ("python", "import sys\nprint(sys.argv)\n", "night")
+
+
 def problems(text: str) -> list[str]:
     with pytest.raises(JobFileError) as caught:
         load("jobs.yml", text)
@@ -109,6 +126,12 @@ jobs:
         ("version: 2\njobs: [{type: noop}]\n", 1, "of version 2"),
         ("- {name: a, type: noop, after: b}\n- {name: b, type: noop, after: a}\n", 1, "jobs wait for each other"),
         ("- {name: a, type: noop}\n- {name: a, type: noop}\n", 2, "a is the name of a job in line 1 already"),
+        ("- type: python\n", 1, "needs `python`"),
+        ("- {cmd: [a],\n   argv: [b]}\n", 2, "belongs to type python"),
+        ("- priority: 1\n  python_file: is/not/there.py\n", 2, "is/not/there.py cannot be read: No such file"),
+        ("- python: pass\n  python_file: a.py\n", 2, "give one of them"),
+        ("- python_file: [a.py]\n", 1, "must be the path"),
+        ("defaults: {python_file: a}\njobs: [{type: noop}]\n", 1, "python_file cannot be a default"),
         ("- {type: noop, array: many}\n", 1, "array must be a number"),
         ("- {type: noop, array: 0}\n", 1, "an array has 1 to"),
         ("- {type: noop, gpu: 'a b'}\n", 1, "gpu: Expected `str` matching regex"),

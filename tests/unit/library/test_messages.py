@@ -7,7 +7,16 @@ from __future__ import annotations
 import pytest
 
 from organism.bus import messages
-from organism.bus.messages import BadMessage, Heartbeat, JobSpec, check_spec, decode, encode
+from organism.bus.messages import (
+    BadMessage,
+    Heartbeat,
+    JobSpec,
+    check_spec,
+    decode,
+    encode,
+    level_of,
+    shown_command,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +50,12 @@ def test_a_bad_submission_is_refused_where_it_is_wrong(payload: bytes, says: str
         (JobSpec(type="shell"), "needs `shell`"),
         (JobSpec(type="shell", shell="x", cmd=["y"]), "belongs to type cmd"),
         (JobSpec(cmd=["x"], shell="y"), "belongs to type shell"),
+        (JobSpec(type="python"), "needs `python`"),
+        (JobSpec(type="python", python="pass", cmd=["y"]), "belongs to type cmd"),
+        (JobSpec(cmd=["x"], python="pass"), "belongs to type python"),
+        (JobSpec(cmd=["x"], argv=["y"]), "`argv` belongs to type python"),
+        (JobSpec(type="python", python="pass\0"), "NUL"),
+        (JobSpec(type="python", python="pass", argv=["\0script"]), "NUL"),
         (JobSpec(cmd=["x"], cwd="/etc"), "`cwd`"),
         (JobSpec(cmd=["x"], cwd="a/../../b"), "`cwd`"),
         (JobSpec(cmd=["x"], env={"A=B": "1"}), "`env`"),
@@ -57,10 +72,20 @@ def test_good_specs_pass_and_come_back_as_they_went() -> None:
         JobSpec(cmd=["echo", "héllo"], env={"A": "b=c"}, timeout=1.5, gpu="gpu0", cwd="out/a..b"),
         JobSpec(type="noop"),
         JobSpec(type="shell", shell="echo hi"),
+        JobSpec(type="python", python="print('ä')", argv=["--lr", "0.1"], args={"a": 1}),
         JobSpec(type="embed", args={"texts": ["a"]}),
     ):
         check_spec(spec)
         assert decode(encode(spec), JobSpec) == spec
+
+
+def test_people_see_what_a_job_runs_and_old_workers_get_none_that_they_cannot_read() -> None:
+    program = JobSpec(type="python", python="#!/usr/bin/python3\n\n# trains\nimport torch\nx()\n", argv=["--lr", "1"])
+    assert shown_command(program) == "python: import torch --lr 1"
+    assert shown_command(JobSpec(cmd=["a", "b"])) == "a b"
+    assert shown_command(JobSpec(type="shell", shell="make")) == "make"
+    assert shown_command(JobSpec(type="noop")) == ""
+    assert [level_of(spec) for spec in (program, JobSpec(cmd=["a"], gpus=2), JobSpec(cmd=["a"]))] == [3, 2, 0]
 
 
 def test_components_tolerate_fields_of_a_newer_version() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from organism.bus.messages import BadMessage, JobSpec
 from organism.cli import gpu_worker_ctl
 from organism.core import _gpu_worker as units
 from organism.core._gpu_map import Entry, render_map
@@ -21,7 +22,7 @@ from organism.core._maestro_deploy import File
 from organism.core._root import Root
 from organism.core._systemd import Systemctl, UnitState
 from organism.core._worker_settings import GPU_MAP, SCHEMA
-from organism.worker.handlers import load_handlers
+from organism.worker.handlers import SCRIPT, load_handlers
 from organism.worker.notify import Notifier
 
 SETTINGS = SCHEMA.coerce({})
@@ -244,6 +245,21 @@ def test_a_site_adds_types_and_a_broken_one_costs_only_itself() -> None:
     handlers = load_handlers(entries)
     assert sorted(handlers) == ["cmd", "embed", "noop", "shell"]
     assert not isinstance(handlers["shell"], EmbedHandler)
+
+
+def test_python_jobs_are_for_an_interpreter_that_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    interpreter = tmp_path / "python3"
+    entry: Any = FakeEntry("python", EmbedHandler)
+    assert "python" not in load_handlers([entry])  # none wanted, and not a site's either: the name has a meaning
+    assert "python" not in load_handlers([entry], python=str(interpreter))
+    assert f"JOB_PYTHON={interpreter} is no program" in caplog.text
+    interpreter.write_text("")
+    interpreter.chmod(0o755)
+    handler = load_handlers([entry], python=str(interpreter))["python"]
+    command = handler.command(JobSpec(type="python", python="pass", argv=["a b", "-u"]))
+    assert command == [str(interpreter), "-u", SCRIPT, "a b", "-u"]
+    with pytest.raises(BadMessage, match="needs `python`"):
+        handler.check(JobSpec(type="python"))
 
 
 def test_systemd_hears_that_the_worker_is_ready(tmp_path: Path) -> None:

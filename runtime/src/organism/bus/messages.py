@@ -22,9 +22,9 @@ Identifier = Annotated[str, msgspec.Meta(pattern=rf"^{_bus.IDENTIFIER.pattern}\Z
 JobType = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,31}\Z")]
 InputPath = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 MOST_GPUS = 64
-SPEC_LEVEL = 2
-"""Which fields of a job this version's workers know: 2 adds `gpus`, `gpu_model` and `inputs`. A worker of an earlier
-version refuses what it does not know, so the conductor gives it no job that has any of them."""
+SPEC_LEVEL = 3
+"""Which fields of a job this version's workers know: 2 adds `gpus`, `gpu_model` and `inputs`, 3 `python` and `argv`. A
+worker of an earlier version refuses what it does not know, so the conductor gives it no job that has any of them."""
 State = Literal["enqueued", "waiting_gpu", "scheduled", "running", "retry", "done", "failed", "cancelled", "dead"]
 FINAL_STATES = ("done", "failed", "cancelled", "dead")
 
@@ -65,8 +65,9 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     """What a submitter asks for, on ``gpu.task.enqueue.<user>.<shard>``.
 
     ``cmd`` (type ``cmd``) is an argument list; ``shell`` (type ``shell``, off unless the site's policy allows it) a
-    script for ``/bin/sh``; ``noop`` starts nothing. Other types are handlers a site installs on its workers and take
-    their input from ``args``.
+    script for ``/bin/sh``; ``python`` (type ``python``) a program's text for the worker's Python, ``argv`` its
+    arguments; ``noop`` starts nothing. Other types are handlers a site installs on its workers and take their input
+    from ``args``.
     """
 
     v: Literal[1] = VERSION
@@ -74,6 +75,8 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     type: JobType = "cmd"
     cmd: list[str] | None = None
     shell: str | None = None
+    python: str | None = None
+    argv: list[str] = []
     args: dict[str, Any] | None = None
     cwd: str | None = None
     """Relative to the job's own directory; it may not leave it."""
@@ -106,6 +109,8 @@ class JobSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
 
 def level_of(spec: JobSpec) -> int:
     """The ``spec`` level that a worker must have to read this job."""
+    if spec.python is not None:
+        return 3
     return 2 if spec.gpus > 1 or spec.gpu_model is not None or spec.inputs else 0
 
 
@@ -406,6 +411,13 @@ def check_spec(spec: JobSpec) -> None:
             raise BadMessage("a shell job needs `shell`: the script's text")
     elif spec.shell is not None:
         raise BadMessage(f"`shell` belongs to type shell, not {spec.type}")
+    if spec.type == "python":
+        if not spec.python:
+            raise BadMessage("a python job needs `python`: the program's text")
+    elif spec.python is not None:
+        raise BadMessage(f"`python` belongs to type python, not {spec.type}")
+    elif spec.argv:
+        raise BadMessage(f"`argv` belongs to type python, not {spec.type}; a command's arguments are part of `cmd`")
     needed = [need.task_id for need in spec.after]
     if spec.task_id in needed:
         raise BadMessage("a job cannot run after itself")
@@ -419,5 +431,17 @@ def check_spec(spec: JobSpec) -> None:
     for key in spec.env:
         if not key or "=" in key or "\0" in key:
             raise BadMessage(f"`env` has the impossible name {key!r}")
-    if any("\0" in word for word in [*(spec.cmd or []), *spec.env.values(), spec.shell or ""]):
+    texts = (spec.shell or "", spec.python or "")
+    if any("\0" in word for word in [*(spec.cmd or []), *spec.argv, *spec.env.values(), *texts]):
         raise BadMessage("a NUL byte cannot be passed to a process")
+
+
+def shown_command(spec: JobSpec) -> str:
+    """What a job runs, in one line for people; of a Python program its first line that does something."""
+    if spec.cmd:
+        return " ".join(spec.cmd)
+    if spec.python is None:
+        return spec.shell or ""
+    lines = (line.strip() for line in spec.python[:4096].splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return " ".join(["python:", first, *spec.argv])

@@ -17,6 +17,7 @@ from organism.client import AsyncMaestro, InvalidJobError, MaestroError, Result,
 from organism.client._aio import Stream
 from organism.client._ids import new_task_id
 from organism.client._jobfile import load
+from organism.client._scripts import read_script
 from organism.client._submitting import array, build
 
 # ---- submit ----------------------------------------------------------------------------------------------------------
@@ -28,6 +29,8 @@ def job_fields(arguments: argparse.Namespace) -> dict[str, Any]:
         "type": arguments.job_type,
         "cmd": arguments.command,
         "shell": arguments.shell_text,
+        "python": None if arguments.script is None else read_program(arguments.script),
+        "argv": arguments.argv,
         "args": None if arguments.job_args is None else _object(arguments.job_args, "--args"),
         "task_id": arguments.task_id,
         "gpu": arguments.gpu_id,
@@ -72,6 +75,16 @@ def read_jsonl(name: str) -> list[dict[str, Any]]:
     ]
 
 
+def read_program(name: str) -> str:
+    """The text of a Python program; ``-`` is stdin. Raises InvalidJobError."""
+    if name != "-":
+        return read_script(name)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidJobError(f"stdin: {error}") from error
+
+
 def read_file(name: str) -> list[messages.JobSpec]:
     """The jobs of a YAML file; ``-`` is stdin. Raises JobFileError."""
     if name != "-":
@@ -102,7 +115,7 @@ def dry_run(arguments: argparse.Namespace, output: Output) -> int:
             spec.queue,
             spec.priority,
             " ".join(f"{need.task_id}:{need.on}" for need in spec.after),
-            shorten(shown_command(spec) or spec.type, 60),
+            shorten(messages.shown_command(spec) or spec.type, 60),
         )
         for spec in specs
     ]
@@ -110,10 +123,6 @@ def dry_run(arguments: argparse.Namespace, output: Output) -> int:
     output.answer(lines=lines, jobs=[json.loads(messages.encode(spec)) for spec in specs])
     output.hint(f"{len(specs)} jobs are well-formed; nothing was submitted")
     return EXIT_OK
-
-
-def shown_command(spec: messages.JobSpec) -> str:
-    return " ".join(spec.cmd) if spec.cmd else spec.shell or ""
 
 
 async def submit(maestro: AsyncMaestro, arguments: argparse.Namespace, output: Output) -> int:

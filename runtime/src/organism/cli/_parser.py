@@ -39,6 +39,7 @@ examples:
   maestroctl submit --retries 0 --timeout 30 --env SEED=7 --label run=a1 -- python3 train.py
   maestroctl submit --gpu gpu3 --priority 10 --wait -- ./render frame.blend
   maestroctl submit --shell 'make && ./bench > out.txt'  (where the site's policy allows shell jobs)
+  maestroctl submit --python train.py --wait -- --lr 0.1 (the program travels with the job)
   maestroctl submit --type noop --wait                   (measures the way there and back)
   printf '%s\\n' '{"cmd": ["./a"]}' '{"cmd": ["./b"], "priority": 5}' | maestroctl submit --jsonl -
 
@@ -226,9 +227,18 @@ def _add_wait_timeout(parser: Parser) -> None:
 
 
 def _add_submit(parser: Parser) -> None:
-    parser.usage = f"{PROGRAM} submit [options] -- COMMAND [ARGUMENT ...]"
+    parser.usage = (
+        f"{PROGRAM} submit [options] -- COMMAND [ARGUMENT ...]\n"
+        f"       {PROGRAM} submit [options] --python FILE [-- ARGUMENT ...]"
+    )
     what = parser.add_argument_group("what to run (one of these)")
     what.add_argument("--shell", dest="shell_text", metavar="TEXT", help="a script for /bin/sh")
+    what.add_argument(
+        "--python",
+        dest="script",
+        metavar="FILE",
+        help="a Python program, sent along with the job; its arguments stand after --; - for stdin",
+    )
     what.add_argument(
         "--cmd",
         dest="legacy_command",
@@ -240,8 +250,10 @@ def _add_submit(parser: Parser) -> None:
     what.add_argument(
         "-f", "--file", dest="job_file", metavar="FILE", help="the jobs of a YAML file (docs/jobfiles.md); - for stdin"
     )
-    what.add_argument("--type", dest="job_type", metavar="TYPE", help="cmd, shell, noop, or a type of this site")
-    what.add_argument("--args", dest="job_args", metavar="JSON", help="input of a site's own type, a JSON object")
+    what.add_argument(
+        "--type", dest="job_type", metavar="TYPE", help="cmd, shell, python, noop, or a type of this site"
+    )
+    what.add_argument("--args", dest="job_args", metavar="JSON", help="input, a JSON object: in the file ORGANISM_ARGS")
     how = parser.add_argument_group("how to run it")
     how.add_argument("--gpu", dest="gpu_id", metavar="ID", help="only on this GPU")
     how.add_argument("--min-vram", dest="min_vram_mb", metavar="MB", type=int, help="only on a GPU with so much memory")
@@ -343,12 +355,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check_submit(parser: Parser, arguments: argparse.Namespace, command: list[str] | None) -> None:
     if command is not None and arguments.legacy_command is not None:
         parser.error("--cmd and -- COMMAND say the same thing: give one of them")
+    arguments.argv = None
+    if arguments.script is not None:
+        arguments.argv, command = command or None, None
     arguments.command = command if command is not None else arguments.legacy_command
     given = [
         name
         for name, value in (
             ("-- COMMAND", arguments.command),
             ("--shell", arguments.shell_text),
+            ("--python", arguments.script),
             ("--jsonl", arguments.jsonl),
             ("--file", arguments.job_file),
         )
@@ -362,13 +378,26 @@ def _check_submit(parser: Parser, arguments: argparse.Namespace, command: list[s
         if arguments.array is not None:
             parser.error(f"--array and {'--jsonl' if arguments.jsonl is not None else '--file'} exclude each other")
         return
-    kind = arguments.job_type or ("shell" if arguments.shell_text is not None else "cmd")
-    if kind == "cmd" and arguments.command is None:
-        parser.error("nothing to run: write `-- COMMAND [ARGUMENT ...]`, --shell TEXT, --jsonl FILE, or -f FILE")
+    kind = arguments.job_type or _kind(arguments)
+    if kind == "cmd" and arguments.command is None and arguments.script is None:
+        parser.error(
+            "nothing to run: write `-- COMMAND [ARGUMENT ...]`, --python FILE, --shell TEXT, --jsonl FILE, or -f FILE"
+        )
     if kind == "shell" and arguments.shell_text is None:
         parser.error("a shell job needs --shell TEXT")
+    if kind == "python" and arguments.script is None:
+        parser.error("a python job needs --python FILE")
     if kind != "cmd" and arguments.command is not None:
         parser.error(f"a command belongs to type cmd, not {kind}")
     if kind != "shell" and arguments.shell_text is not None:
         parser.error(f"--shell belongs to type shell, not {kind}")
+    if kind != "python" and arguments.script is not None:
+        parser.error(f"--python belongs to type python, not {kind}")
     arguments.job_type = kind
+
+
+def _kind(arguments: argparse.Namespace) -> str:
+    """The type that what is to be run stands for."""
+    if arguments.script is not None:
+        return "python"
+    return "shell" if arguments.shell_text is not None else "cmd"

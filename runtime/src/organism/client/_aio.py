@@ -108,6 +108,8 @@ class AsyncMaestro:
         cmd: Sequence[str] | None = None,
         *,
         shell: str | None = None,
+        python: str | Path | None = None,
+        argv: Sequence[str] | None = None,
         type: str | None = None,
         args: dict[str, Any] | None = None,
         task_id: str | None = None,
@@ -139,6 +141,8 @@ class AsyncMaestro:
             {
                 "cmd": cmd if cmd is None or isinstance(cmd, str) else list(cmd),
                 "shell": shell,
+                "python": python,
+                "argv": argv if argv is None or isinstance(argv, str) else list(argv),
                 "type": type,
                 "args": args,
                 "task_id": task_id,

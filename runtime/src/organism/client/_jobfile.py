@@ -9,7 +9,7 @@
       - name: train
         array: 4                      # four jobs, each with its ORGANISM_ARRAY_INDEX
         after: [prepare]              # a name of this file, or an id; `name:failed`, `name:any`
-        cmd: [python3, train.py]
+        python_file: train.py         # a program beside this file, or its text in `python: |`
 
 A list of jobs alone is a job file, too, and so are several documents. JSON is YAML.
 """
@@ -26,11 +26,12 @@ from typing import Any
 from organism.bus import messages
 from organism.client._errors import InvalidJobError
 from organism.client._ids import new_task_id
+from organism.client._scripts import read_script
 from organism.client._submitting import array, build, needs
 
 LIMIT = 16 * 1024 * 1024
 """Bytes of a job file."""
-OWN = ("name", "array")
+OWN = ("name", "array", "python_file")
 """Fields of a job in a file beside those of :class:`organism.bus.messages.JobSpec`."""
 FIELDS = tuple(name for name in messages.JobSpec.__struct_fields__ if name not in ("v", "replay_of"))
 
@@ -183,7 +184,7 @@ class _File:
         if not isinstance(defaults.value, dict):
             self.blame(defaults.line, "defaults expects fields of a job")
             return
-        for name in set(defaults.value) & {"name", "task_id", "array", "after"}:
+        for name in set(defaults.value) & {"name", "python_file", "task_id", "array", "after"}:
             self.blame(defaults.lines[name], f"{name} cannot be a default: it belongs to one job")
         for item in listed.value:
             if isinstance(item.value, dict):
@@ -212,8 +213,11 @@ class _File:
             if isinstance(fields.get(key), dict):
                 # YAML reads `SEED: 7` as a number; here everything is text
                 fields[key] = {inner: _word(value) for inner, value in fields[key].items()}
-        if isinstance(fields.get("cmd"), list):
-            fields["cmd"] = [_word(word) for word in fields["cmd"]]
+        for key in ("cmd", "argv"):
+            if isinstance(fields.get(key), list):
+                fields[key] = [_word(word) for word in fields[key]]
+        if "python_file" in fields:
+            self._program(fields, lines)
         fields = {key: value for key, value in fields.items() if value is not None}
         after = fields.pop("after", [])
         try:
@@ -223,6 +227,21 @@ class _File:
             wanted = []
         fields.setdefault("task_id", new_task_id())
         return _Entry(item.line, str(name or fields["task_id"]), wanted, lines, fields, count)
+
+    def _program(self, fields: dict[str, Any], lines: dict[str, int]) -> None:
+        """``python_file`` becomes the program's text; its path is that beside the job file."""
+        name = fields.pop("python_file")
+        if not isinstance(name, str) or not name:
+            self.blame(lines["python_file"], f"python_file must be the path of a Python program, not {name!r}")
+        elif fields.get("python") is not None:
+            self.blame(lines["python_file"], "python and python_file say the same thing: give one of them")
+        else:
+            try:
+                fields["python"] = read_script(Path(self.where).parent / name)
+            except InvalidJobError as error:
+                self.blame(lines["python_file"], str(error))
+        # one mistake is told once
+        fields.setdefault("python", "pass")
 
     def _names(self, entries: list[_Entry]) -> dict[str, _Entry]:
         names: dict[str, _Entry] = {}

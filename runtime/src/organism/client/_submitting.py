@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from organism.client._errors import (
 )
 from organism.client._ids import new_task_id
 from organism.client._link import RETRY_PAUSE, Link
+from organism.client._scripts import read_script
 from organism.core import _bus
 
 BATCH_BYTES = 16 * 1024 * 1024
@@ -50,7 +52,9 @@ def build(fields: dict[str, Any]) -> messages.JobSpec:
     given = {key: value for key, value in fields.items() if value is not None}
     given.setdefault("task_id", new_task_id())
     if "type" not in given:
-        given["type"] = "shell" if "shell" in given else "cmd"
+        given["type"] = next((kind for kind in ("shell", "python") if kind in given), "cmd")
+    if isinstance(given.get("python"), Path):
+        given["python"] = read_script(given["python"])
     if "after" in given:
         given["after"] = needs(given["after"])
     if isinstance(given.get("cmd"), str):

@@ -103,6 +103,8 @@ class Maestro:
         cmd: Sequence[str] | None = None,
         *,
         shell: str | None = None,
+        python: str | Path | None = None,
+        argv: Sequence[str] | None = None,
         type: str | None = None,
         args: dict[str, Any] | None = None,
         task_id: str | None = None,
@@ -129,6 +131,8 @@ class Maestro:
             self._aio.submit(
                 cmd,
                 shell=shell,
+                python=python,
+                argv=argv,
                 type=type,
                 args=args,
                 task_id=task_id,

@@ -155,7 +155,7 @@ def generated_id(submitted: float, seq: int) -> str:
 
 
 def shown_command(spec: JobSpec) -> str:
-    text = " ".join(spec.cmd) if spec.cmd else spec.shell or ""
+    text = messages.shown_command(spec)
     return text if len(text) <= 200 else text[:199] + "…"
 
 

@@ -152,7 +152,7 @@ def build_runner(settings: Settings, root: Root, gpu: str) -> Runner:
         TaskStore(cache, Owner(user.uid, user.gid) if user else None, disk_of(settings, root, gpu)),
         choose_launcher(settings, gpu, user),
         open_device(root, settings.text("GPU_MAP"), gpu),
-        load_handlers(),
+        load_handlers(python=settings.text("JOB_PYTHON")),
         policy.allows,
         open_other=lambda other: open_device(root, settings.text("GPU_MAP"), other),
     )

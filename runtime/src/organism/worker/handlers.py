@@ -17,8 +17,10 @@ the file that ``ORGANISM_ARGS`` names and may leave its result as JSON in the fi
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Protocol
 
 from organism.bus.messages import BadMessage, JobSpec
@@ -26,6 +28,9 @@ from organism.bus.messages import BadMessage, JobSpec
 log = logging.getLogger(__name__)
 
 GROUP = "organism.job_types"
+SCRIPT = "\0script"
+"""In a command: the file in the job's directory that has the text of a ``python`` job. No word of a user's can be equal
+to it, since those hold no NUL byte."""
 
 
 class Handler(Protocol):
@@ -58,6 +63,22 @@ class ShellHandler:
         return ["/bin/sh", "-c", spec.shell or ""]
 
 
+class PythonHandler:
+    """``python``: a program's text for the site's interpreter, a file at its start, so that tracebacks show its lines
+    and its size is not that of one word of a command (128 KiB, execve(2))."""
+
+    def __init__(self, interpreter: str) -> None:
+        self.interpreter = interpreter
+
+    def check(self, spec: JobSpec) -> None:
+        if not spec.python:
+            raise BadMessage("a python job needs `python`: the program's text")
+
+    def command(self, spec: JobSpec) -> list[str] | None:
+        # -u: what it prints is seen at once, and not lost with a job that is killed
+        return [self.interpreter, "-u", SCRIPT, *spec.argv]
+
+
 class NoopHandler:
     """``noop``: starts nothing, leaves nothing; measures the road there and back."""
 
@@ -68,16 +89,22 @@ class NoopHandler:
         return None
 
 
-def builtin_handlers() -> dict[str, Handler]:
-    return {"cmd": CmdHandler(), "shell": ShellHandler(), "noop": NoopHandler()}
+def builtin_handlers(python: str = "") -> dict[str, Handler]:
+    """``python``: path of the interpreter of Python jobs; without one this worker offers none of them."""
+    handlers: dict[str, Handler] = {"cmd": CmdHandler(), "shell": ShellHandler(), "noop": NoopHandler()}
+    if python and not (Path(python).is_file() and os.access(python, os.X_OK)):
+        log.error("no python jobs on this worker: JOB_PYTHON=%s is no program (install it, or name another)", python)
+    elif python:
+        handlers["python"] = PythonHandler(python)
+    return handlers
 
 
-def load_handlers(found: list[EntryPoint] | None = None) -> dict[str, Handler]:
+def load_handlers(found: list[EntryPoint] | None = None, *, python: str = "") -> dict[str, Handler]:
     """The built-in types and those of installed packages. A package that does not load costs its type, not the worker;
     the built-in names cannot be taken."""
-    handlers = builtin_handlers()
+    handlers = builtin_handlers(python)
     for entry in entry_points(group=GROUP) if found is None else found:
-        if entry.name in handlers:
+        if entry.name in handlers or entry.name == "python":
             log.error("job type %s of %s is ignored: the name is taken", entry.name, entry.value)
             continue
         try:

@@ -19,7 +19,7 @@ from organism.bus import messages
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.worker.devices.base import Backend, Binding, DeviceError, together
 from organism.worker.disk import DiskGuard, DiskLimits
-from organism.worker.handlers import Handler
+from organism.worker.handlers import SCRIPT, Handler
 from organism.worker.launch import Ending, Launch, Launcher, LaunchError, Process
 from organism.worker.output import Capture, PipeReader
 from organism.worker.progress import PROGRESS_FILE
@@ -163,6 +163,7 @@ class Runner:
             attempt.create(Taken(order=order, incarnation=order.incarnation, started=begun), self.store.owner)
             cwd = attempt.inside(order.spec.cwd)
             env = self._environment(order, attempt)
+            argv = [str(self._script(order, attempt)) if word == SCRIPT else word for word in argv]
         except OutsideError as error:
             return self._finish(attempt, self.report(order, error="refused", message=str(error)))
         except (OSError, DeviceError) as error:
@@ -213,6 +214,10 @@ class Runner:
         devices = [self.device, *(self.open_other(gpu) for gpu in order.also)]
         return together([device.binding(confined=self.launcher.confined) for device in devices])
 
+    def _script(self, order: RunOrder, attempt: Attempt) -> Path:
+        """The file with a Python job's text; its directory is the first in which that looks for modules."""
+        return _leave(attempt.work / "script.py", order.spec.python or "")
+
     def _environment(self, order: RunOrder, attempt: Attempt) -> dict[str, str]:
         """By white-list: nothing of the worker's own environment gets through unless a site names it.
 
@@ -223,10 +228,7 @@ class Runner:
         env |= {"HOME": str(attempt.work), "TMPDIR": "/tmp"}  # noqa: S108 - private to the job under systemd
         env |= order.spec.env
         if order.spec.args is not None:
-            path = attempt.work / "args.json"
-            path.write_text(json.dumps(order.spec.args), encoding="utf-8")
-            path.chmod(0o644)
-            env["ORGANISM_ARGS"] = str(path)
+            env["ORGANISM_ARGS"] = str(_leave(attempt.work / "args.json", json.dumps(order.spec.args)))
         # after the job's own: it must not talk itself onto another device
         env |= self._binding(order).env
         env |= {
@@ -322,6 +324,13 @@ class Runner:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+
+
+def _leave(path: Path, text: str) -> Path:
+    """A file for the job to read. Raises OSError."""
+    path.write_text(text, encoding="utf-8", newline="")
+    path.chmod(0o644)
+    return path
 
 
 async def _watch_disk(guard: DiskGuard, stop: Stop) -> None:
