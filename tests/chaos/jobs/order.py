@@ -12,13 +12,17 @@ from __future__ import annotations
 import heapq
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from chaos.jobs.history import History, Order
 from chaos.jobs.plan import Job, Plan
 
-_NAMED = re.compile(r"^(\S+) would be first")
+_CAUSE = re.compile(
+    r"^(?P<named>\S+) would be first(?:(?P<age> by priority, but this one has waited \d+ s)"
+    r"|, but (?P<user>\S+) has used (?P<theirs>[\d.]+) GPU seconds and (?P<me>\S+) (?P<mine>[\d.]+))$"
+)
+"""The two causes that there are without limits and without jobs on several GPUs."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,25 @@ def inversions(history: History, plan: Plan) -> Iterator[str]:
             first[order.task_id] = order
             if job.kind != "cancelled":
                 turns[order.term].append(_Turn(job, order))
+    places = {**history.accepted, **{order.task_id: order.enq_seq for order in history.orders}}
+    ranks = {name: (-plan.jobs[name].priority, seq) for name, seq in places.items() if name in plan.jobs}
     for term, taken in turns.items():
         later = [turn for other, turns_ in turns.items() if other > term for turn in turns_]
-        yield from _within(taken, plan.options.strict)
+        yield from _within(taken, ranks, plan.options.strict)
         yield from _left_over(taken, later, strict=plan.options.strict)
     if not plan.options.strict:
-        yield from _bad_reasons(history, plan, first)
+        yield from _bad_reasons(history, plan, first, ranks)
     else:
         for order in history.orders:
             if order.reason:
                 yield f"{order.task_id} gives a reason for its turn, where the order is strict: {order.reason}"
 
 
-def _within(taken: list[_Turn], strict: bool) -> Iterator[str]:
-    """Of one term: submissions are read in their order, so whoever came before one that had its turn was there."""
+def _within(taken: list[_Turn], ranks: Mapping[str, tuple[int, int]], strict: bool) -> Iterator[str]:
+    """Of one term: submissions are read in their order, so whoever came before one that had its turn was there.
+
+    A reason names the first of all who were passed over: nobody of a rank above that one's may be among them.
+    """
     coming = sorted(taken, key=lambda turn: turn.order.enq_seq, reverse=True)
     waiting: list[tuple[tuple[int, int], int, _Turn]] = []
     served: set[int] = set()
@@ -66,20 +75,23 @@ def _within(taken: list[_Turn], strict: bool) -> Iterator[str]:
             there = coming.pop()
             heapq.heappush(waiting, (there.rank, there.order.seq, there))
         served.add(turn.order.seq)
-        if strict or not turn.order.reason:
-            best = _first(waiting, served, turn)
-            if best is not None:
-                yield (
-                    f"{turn.job.task_id} (priority {turn.job.priority}, {turn.order.enq_seq}) went before "
-                    f"{best.job.task_id} (priority {best.job.priority}, {best.order.enq_seq}) in term {turn.order.term}"
-                )
+        named = "" if strict else _named(turn.order)
+        best = _first(waiting, served, turn, ranks.get(named, turn.rank))
+        if best is not None:
+            yield (
+                f"{turn.job.task_id} (priority {turn.job.priority}, {turn.order.enq_seq}) went before "
+                f"{best.job.task_id} (priority {best.job.priority}, {best.order.enq_seq}) in term {turn.order.term}"
+                + (f" and names {named}, whose rank is lower" if named else "")
+            )
 
 
-def _first(waiting: list[tuple[tuple[int, int], int, _Turn]], served: set[int], turn: _Turn) -> _Turn | None:
-    """Who waits with a higher rank and was decided about later than at this turn's moment."""
+def _first(
+    waiting: list[tuple[tuple[int, int], int, _Turn]], served: set[int], turn: _Turn, rank: tuple[int, int]
+) -> _Turn | None:
+    """Who waits before this rank and was decided about later than at this turn's moment."""
     same_moment = []
     found = None
-    while waiting and waiting[0][0] < turn.rank:
+    while waiting and waiting[0][0] < rank:
         entry = waiting[0]
         if entry[1] not in served and entry[2].order.at > turn.order.at:
             found = entry[2]
@@ -119,8 +131,15 @@ IN_FLIGHT = 15.0
 """Seconds that a decision may take to be stored, or to be known as not stored, while the server is away."""
 
 
-def _bad_reasons(history: History, plan: Plan, first: dict[str, Order]) -> Iterator[str]:
-    """A reason names a job of higher rank that had been there and had not run yet."""
+def _named(order: Order) -> str:
+    found = _CAUSE.match(order.reason)
+    return found["named"] if found else ""
+
+
+def _bad_reasons(
+    history: History, plan: Plan, first: dict[str, Order], ranks: Mapping[str, tuple[int, int]]
+) -> Iterator[str]:
+    """A reason names a job of higher rank that had been there and had not run yet, and a cause that can be true."""
     again: dict[str, list[float]] = defaultdict(list)
     for order in history.orders:
         if order.attempt > 1:
@@ -128,22 +147,37 @@ def _bad_reasons(history: History, plan: Plan, first: dict[str, Order]) -> Itera
     for order in history.orders:
         if not order.reason:
             continue
-        named = _NAMED.match(order.reason)
+        cause = _CAUSE.match(order.reason)
         mine = plan.jobs.get(order.task_id)
-        if named is None or mine is None:
-            yield f"{order.task_id}: its reason names no job: {order.reason}"
+        if cause is None or mine is None:
+            yield f"{order.task_id}: its reason names no job and no cause: {order.reason}"
             continue
-        other = plan.jobs.get(named[1])
+        named = cause["named"]
+        other = plan.jobs.get(named)
         if other is None:
-            yield f"{order.task_id}: its reason names {named[1]}, which is no job"
+            yield f"{order.task_id}: its reason names {named}, which is no job"
             continue
         if other.priority < mine.priority:
-            yield f"{order.task_id}: its reason names {named[1]}, whose priority is lower"
-        turn = first.get(named[1])
-        if (
-            turn is not None
-            and other.plain
-            and turn.at < order.at
-            and not any(at >= order.at for at in again[named[1]])
-        ):
-            yield f"{order.task_id}: its reason names {named[1]}, which had been started before"
+            yield f"{order.task_id}: its reason names {named}, whose priority is lower"
+        elif named in ranks and ranks[named] > ranks[order.task_id]:
+            yield f"{order.task_id}: its reason names {named}, which came later"
+        yield from _untrue(order, cause, mine, other, ranks)
+        turn = first.get(named)
+        if turn is not None and other.plain and turn.at < order.at and not any(at >= order.at for at in again[named]):
+            yield f"{order.task_id}: its reason names {named}, which had been started before"
+
+
+def _untrue(
+    order: Order, cause: re.Match[str], mine: Job, other: Job, ranks: Mapping[str, tuple[int, int]]
+) -> Iterator[str]:
+    """Age lifts who came earlier over a higher priority; use holds back who has used more."""
+    name = mine.task_id
+    if cause["age"]:
+        if other.priority <= mine.priority:
+            yield f"{name}: its reason is its age, and {other.task_id} has no higher priority"
+        if other.task_id in ranks and ranks[other.task_id][1] < order.enq_seq:
+            yield f"{name}: its reason is its age, and {other.task_id} has waited for longer"
+    elif (cause["me"], cause["user"]) != (mine.user, other.user) or mine.user == other.user:
+        yield f"{name}: its reason compares {cause['me']} with {cause['user']}, not {mine.user} with {other.user}"
+    elif float(cause["theirs"]) < float(cause["mine"]):
+        yield f"{name}: its reason says that {other.user} has used less than {mine.user}: {order.reason}"

@@ -335,24 +335,72 @@ def test_a_strict_order_needs_no_reasons() -> None:
     assert "where the order is strict" in served((LOW, 1, 0, 1, "j1 would be first, but"))[0]
 
 
+def of(user: str, number: int, **more: Any) -> Job:
+    return replace(job(number, **more), user=user)
+
+
+USED = "j2 would be first, but alice has used 9 GPU seconds and bob 1"
+
+
 def test_with_fair_turns_each_inversion_says_why() -> None:
     assert "went before" in served((LATE, 3, 0, 1, ""), (LOW, 1, 1, 1, ""), strict=False)[0]
-    good = "j2 would be first, but alice has used 9 GPU seconds and bob 1"
-    assert served((LATE, 3, 0, 1, good), (LOW, 1, 1, 1, ""), strict=False) == []
+    assert served((of("bob", 3), 3, 0, 1, USED), (LOW, 1, 1, 1, ""), strict=False) == []
+    waited = "j1 would be first by priority, but this one has waited 12 s"
+    turns = ((LOW, 1, 0, 1, waited), (LATE, 3, 1, 1, waited), (HIGH, 4, 2, 1, ""))
+    assert served(*turns, strict=False) == []
+
+
+def test_a_reason_explains_nobody_before_the_one_that_it_names() -> None:
+    turns = ((of("bob", 3), 3, 0, 1, USED), (HIGH, 2, 1, 1, ""), (LOW, 1, 2, 1, ""))
+    [found] = served(*turns, strict=False)
+    assert "j3 (priority 0, 3) went before j1 (priority 5, 2) in term 1 and names j2, whose rank is lower" in found
+
+
+def test_a_reason_may_name_one_that_was_cancelled_before_it_ran() -> None:
+    """It never had a run order; its place is what its submitter was told."""
+    cancelled = "j4 would be first by priority, but this one has waited 12 s"
+    plan = plan_of(LOW, HIGH, job(4, "cancelled", priority=9, cancel=0.1), strict=False)
+    history = clean()
+    history.accepted = {"j2": 1, "j1": 2, "j4": 3}
+    history.orders = [
+        Order(100 + place, name, 1, "gpu0", "i", T0 + place, place, reason, 1)
+        for place, (name, reason) in enumerate([("j2", cancelled), ("j1", "")], start=1)
+    ]
+    assert [one for one in check(history, plan) if one.startswith("order: ")] == []
+
+
+AGE = "would be first by priority, but this one has waited 3 s"
 
 
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
         ("because", "its reason names no job"),
-        ("j77 would be first, but", "names j77, which is no job"),
-        ("j2 would be first, but", "names j2, which had been started before"),
-        ("j9 would be first, but", "names j9, whose priority is lower"),
+        ("j2 would be first, but", "names no job and no cause"),
+        (f"j77 {AGE}", "names j77, which is no job"),
+        (f"j2 {AGE}", "names j2, which had been started before"),
+        (f"j9 {AGE}", "names j9, whose priority is lower"),
+        (f"j5 {AGE}", "names j5, which came later"),
+        (f"j5 {AGE}", "its reason is its age, and j5 has no higher priority"),
+        (f"j6 {AGE}", "its reason is its age, and j6 has waited for longer"),
+        (
+            "j6 would be first, but bob has used 9 GPU seconds and alice 1",
+            "compares alice with bob, not alice with alice",
+        ),
+        ("j8 would be first, but bob has used 1 GPU seconds and alice 2", "says that bob has used less than alice"),
     ],
 )
 def test_a_reason_must_be_true(reason: str, words: str) -> None:
-    found = served((LOW, 1, 0, 1, ""), (LATE, 3, 1, 1, reason), (job(9, priority=-5), 4, 2, 1, ""), strict=False)
-    assert words in found[0]
+    found = served(
+        (LOW, 2, 0, 1, ""),
+        (LATE, 3, 1, 1, reason),
+        (job(9, priority=-5), 4, 2, 1, ""),
+        (job(5), 5, 2, 1, ""),
+        (job(6, priority=5), 1, 2, 1, ""),
+        (of("bob", 8, priority=5), 6, 2, 1, ""),
+        strict=False,
+    )
+    assert any(words in one for one in found), found
 
 
 # ---- the history and the plan ----------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organism.bus.messages import Device, Heartbeat, JobSpec, TaskRef
@@ -179,6 +180,84 @@ def test_strict_order_or_a_reason(jobs: list[tuple[str, int]], order: Order) -> 
         assert (choice.job is strict) == (choice.reason == "")
         assert order != Order() or choice.job is strict
         now += 3
+
+
+def test_aging_says_why_also_among_the_jobs_of_one_user() -> None:
+    site = Site(order=Order(aging=2))
+    old = site.add(now=0.0)
+    urgent = site.add(now=3600.0 * 3, priority=5)
+    choice = site.run(3600.0 * 3, 1)
+    assert choice.job is old
+    assert choice.reason == f"{urgent.task_id} would be first by priority, but this one has waited 10800 s"
+    assert site.run(3600.0 * 3 + 1, 1).reason == ""
+
+
+def test_a_reason_names_age_where_age_decides_and_use_where_it_does_not() -> None:
+    site = Site(order=Order(aging=2, half_life=10**9))
+    site.add("bob")
+    site.run(0.0, 100)
+    site.add("alice", 1000.0)
+    site.add("bob", 3600.0 * 4, priority=5)
+    assert "has waited" in site.run(3600.0 * 4, 1).reason, "alice's job is before bob's whatever he has used"
+    assert site.run(3600.0 * 5, 1).reason == ""
+    site.add("bob", 20_000.0)
+    site.add("alice", 20_001.0)
+    assert "bob has used 101 GPU seconds and alice 1" in site.run(20_001.0, 1).reason
+
+
+def test_each_cause_is_named() -> None:
+    site = Site(3, order=Order(aging=2), limits="[users.bob]\nmax_running = 1\n")
+    site.add("bob", priority=9)
+    site.add("alice", priority=9)
+    barred = site.add("bob", 3600.0 * 3, priority=9)
+    old, urgent = site.add("alice", 0.0), site.add("alice", 3600.0 * 3, priority=5)
+    last = site.decide(3600.0 * 3)[-1]
+    assert last.job is old
+    assert last.reason == (
+        f"{barred.task_id} would be first, but the user has 1 running jobs (users.bob.max_running is 1); "
+        f"{urgent.task_id} would be first by priority, but this one has waited 10800 s"
+    )
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=25),
+    st.sampled_from([Order(), Order(half_life=9000), Order(aging=1), Order(aging=1, half_life=9000)]),
+    st.sampled_from(["", "[users.a]\nmax_running = 1\n"]),
+    st.integers(1, 3),
+)
+def test_every_inversion_is_explained(jobs: list[tuple[str, int, int]], order: Order, limits: str, gpus: int) -> None:
+    """By the first in strict order of those who may not start, and by the first of those who may."""
+    site = Site(gpus, order=order, limits=limits)
+    waiting: dict[str, Job] = {}
+    now = 0.0
+    for user, priority, hours in jobs:
+        now += 3600.0 * hours
+        job = site.add(user, now, priority=priority)
+        waiting[job.task_id] = job
+    while waiting:
+        now += 600.0
+        for choice in site.scheduler.decide(now):
+            del waiting[choice.job.task_id]
+            mine = (-choice.job.priority, choice.job.seq)
+            passed = sorted((-job.priority, job.seq, job.task_id) for job in waiting.values())
+            passed = [one for one in passed if one[:2] < mine]
+            barred = [one[2] for one in passed if site.shares.bar(waiting[one[2]].user)]
+            free = [one[2] for one in passed if one[2] not in barred]
+            named = re.findall(r"(\S+) would be first", choice.reason)
+            assert set(named) == {*barred[:1], *free[:1]}
+            for other in (waiting[name] for name in free[:1]):
+                if "has waited" in choice.reason:
+                    assert choice.job.submitted <= other.submitted
+                    assert choice.job.priority < other.priority
+                else:
+                    assert site.shares.usage(choice.job.user, now) < site.shares.usage(other.user, now)
+                    assert choice.job.user != other.user
+            ref = TaskRef(choice.job.task_id, 1)
+            site.fleet.assign(choice.gpu, ref, choice.job.seq, now)
+            site.shares.started(choice.job, now)
+            site.where[choice.job.seq] = (choice.gpu.id, ref)
+        site.end(next(iter(site.where)), now + 300.0)
 
 
 @pytest.mark.parametrize("aging", [0.0, 2.0])

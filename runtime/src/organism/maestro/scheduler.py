@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which waiting job goes to which GPU next: by priority, age, fair turns and arrival; the fittest GPU for it.
 
-Jobs with the same constraints share a heap, so a decision looks at the heads of the few classes that an idle GPU could
+Jobs with the same constraints share a line, so a decision looks at the heads of the few lines that an idle GPU could
 serve, and a hundred thousand waiting jobs cost an event nothing. No I/O and no clock: ``now`` is passed in, in seconds.
 """
 
@@ -15,33 +15,17 @@ from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from organism.maestro.ledger import Job
+from organism.maestro.lines import Class, Entry, Line
 from organism.maestro.shares import Order, Shares
+from organism.maestro.turns import Turns, entry_of
 from organism.maestro.workers import Fleet, Gpu
-
-
-class Class(NamedTuple):
-    """What a GPU must be for a job: jobs with equal constraints wait in one heap."""
-
-    pin: str | None
-    type: str
-    size: int
-    """Index in the fleet's memory sizes of the smallest that suffices."""
-    excluded: str | None
-    user: str
-    queue: str
-    gpus: int = 1
-    model: str | None = None
-    """Part of the model's name, in small letters."""
-    level: int = 0
-    """What the worker must know (``messages.SPEC_LEVEL``)."""
-
-
-Entry = tuple[float, float, int]
-"""(-priority, 0, sequence); with aging (0, the time from which it would have waited with priority 0, sequence)."""
 
 
 class Choice(NamedTuple):
     """A decision; ``reason`` tells why a job went before others that strict order would have put first.
+
+    It is empty when nobody was passed over who could have had the GPU. Else, for each cause there was, it names the
+    first in strict order whom that cause held back.
 
     Of a job that wants several GPUs ``job.also`` names the others.
     """
@@ -53,7 +37,7 @@ class Choice(NamedTuple):
 
 class _Best(NamedTuple):
     rank: Entry
-    key: Class
+    line: Line
     gpus: list[Gpu]
     """The first one's worker runs it; empty when not enough are free yet."""
     kept: list[Gpu]
@@ -73,9 +57,8 @@ class Scheduler:
         self.paused: set[str] = set()
         """Names of queues that give out no jobs."""
         self.announce_after = announce_after
-        self._heaps: dict[str | None, dict[Class, list[Entry]]] = {}
-        self._ready: dict[int, tuple[Job, Class]] = {}
-        self._stale = 0
+        self._lines: dict[str | None, dict[Class, Line]] = {}
+        self._ready: dict[int, tuple[Job, Line]] = {}
         self._delayed: dict[int, Job] = {}
         self._timers: list[tuple[float, int]] = []
         self._young: deque[tuple[float, int]] = deque()
@@ -96,30 +79,33 @@ class Scheduler:
         self._young.append((now + self.announce_after, job.seq))
 
     def remove(self, job: Job) -> bool:
-        """The job waits no longer; False when it did not. Its entry in the heap is skipped when it surfaces."""
-        if self._delayed.pop(job.seq, None) is not None:
-            return True
-        if self._ready.pop(job.seq, None) is None:
-            return False
-        self._stale += 1
-        if self._stale > 64 and self._stale > len(self._ready):
-            self._rebuild()
-        return True
+        """The job waits no longer; False when it did not."""
+        return self._delayed.pop(job.seq, None) is not None or self._leave(job)
 
     def __contains__(self, job: Job) -> bool:
         return job.seq in self._ready or job.seq in self._delayed
 
     def _enter(self, job: Job) -> None:
         key = self._class(job)
-        self._ready[job.seq] = (job, key)
-        heap = self._heaps.setdefault(key.pin, {}).setdefault(key, [])
-        heapq.heappush(heap, self._entry(job))
+        lines = self._lines.setdefault(key.pin, {})
+        line = lines.get(key)
+        if line is None:
+            line = lines[key] = Line(key, self._ready, aged=bool(self.order.aging))
+        self._ready[job.seq] = (job, line)
+        line.add(job, entry_of(job, self.order))
 
-    def _entry(self, job: Job) -> Entry:
-        if self.order.aging:
-            # all jobs age alike: who is before whom does not change with time
-            return (0.0, job.submitted - job.priority * 3600.0 / self.order.aging, job.seq)
-        return (-float(job.priority), 0.0, job.seq)
+    def _leave(self, job: Job) -> bool:
+        entry = self._ready.pop(job.seq, None)
+        if entry is None:
+            return False
+        line = entry[1]
+        line.left()
+        if not line.waiting:
+            lines = self._lines[line.key.pin]
+            del lines[line.key]
+            if not lines:
+                del self._lines[line.key.pin]
+        return True
 
     def _class(self, job: Job) -> Class:
         size = bisect_left(self._sizes, job.min_vram_mb) if job.min_vram_mb else 0
@@ -129,10 +115,9 @@ class Scheduler:
         )  # fmt: skip
 
     def _rebuild(self) -> None:
-        """Anew, because a memory size was learned (classes are cut differently) or most entries are dead."""
+        """Anew, because a memory size was learned: classes are cut differently."""
         self._sizes = tuple(self.fleet.sizes)
-        self._heaps.clear()
-        self._stale = 0
+        self._lines.clear()
         jobs = [job for job, _ in self._ready.values()]
         self._ready.clear()
         for job in jobs:
@@ -178,46 +163,56 @@ class Scheduler:
         fleet = self.fleet
         idle = [gpu for gpu in fleet.idle.values() if not fleet.obstacle(gpu, now)]
         idle.sort(key=lambda gpu: (fleet.score(gpu, now), gpu.used, gpu.id))
-        turns = _Turns(self.shares, self.order, now)
+        turns = Turns(self.shares, self.order, now)
         waiting: dict[Class, Job] = {}
         while idle and self._ready:
-            best, first = self._best(idle, turns, now, waiting)
+            best, passed = self._best(idle, turns, now, waiting)
             if best is None:
                 return
             if not best.gpus:
                 # what is free is kept for it, or jobs for one GPU would go first for ever
-                waiting[best.key] = best.job
+                waiting[best.line.key] = best.line.first()
                 idle = [gpu for gpu in idle if gpu not in best.kept]
                 continue
-            heapq.heappop(self._heaps[best.key.pin][best.key])
-            del self._ready[best.job.seq]
+            self._leave(best.job)
             idle = [gpu for gpu in idle if gpu not in best.gpus]
             turns.moved(best.job.user)
             best.job.also = tuple(gpu.id for gpu in best.gpus[1:])
-            yield Choice(best.job, best.gpus[0], turns.reason(best.job, first) or _passed(best.job, waiting.values()))
+            reason = turns.reason(best.job, passed, waiting.values()) if passed or waiting else ""
+            yield Choice(best.job, best.gpus[0], reason)
 
     def _best(
-        self, idle: list[Gpu], turns: _Turns, now: float, waiting: Container[Class]
-    ) -> tuple[_Best | None, Job | None]:
-        """The decision, and the job that strict order would have chosen; ``waiting`` classes have had their turn."""
+        self, idle: list[Gpu], turns: Turns, now: float, waiting: Container[Class]
+    ) -> tuple[_Best | None, list[Job]]:
+        """The decision, and whom strict order puts before it: the first of those who may start, and of the others.
+
+        ``waiting`` classes have had their turn.
+        """
         best: _Best | None = None
-        first: Job | None = None
-        for key, heap in self._candidates(idle):
-            entry = self._head(key, heap)
-            if entry is None or key.queue in self.paused or key in waiting:
+        passed: dict[bool, tuple[tuple[int, int], Job]] = {}
+        for line in self._candidates(idle):
+            key = line.key
+            if key.queue in self.paused or key in waiting:
                 continue
-            rank = turns.rank(entry, key.user)
+            entry = line.head()
             job = self._ready[entry[2]][0]
-            before = first is None or (-job.priority, job.seq) < (-first.priority, first.seq)
-            if not before and best is not None and rank >= best.rank:
+            first = line.first() if line.aged else job
+            barred, place = bool(turns.bar(key.user)), (-first.priority, first.seq)
+            rank = turns.rank(entry, key.user)
+            ahead = barred not in passed or place < passed[barred][0]
+            if not ahead and (barred or (best is not None and rank >= best.rank)):
                 continue
             gpus, kept = self._place(key, job, idle, now)
             if not gpus and not kept:
                 continue
-            first = job if before else first
-            if not turns.bar(key.user) and (best is None or rank < best.rank):
-                best = _Best(rank, key, gpus, kept, job)
-        return best, first
+            if ahead:
+                passed[barred] = (place, first)
+            if not barred and (best is None or rank < best.rank):
+                best = _Best(rank, line, gpus, kept, job)
+        if best is None:
+            return None, []
+        mine = (-best.job.priority, best.job.seq)
+        return best, [first for place, first in passed.values() if place < mine]
 
     def _place(self, key: Class, job: Job, idle: list[Gpu], now: float) -> tuple[list[Gpu], list[Gpu]]:
         """(GPUs for the job, the fittest first; else those to be kept for it), of the idle ones in their order."""
@@ -247,21 +242,9 @@ class Scheduler:
         enough = [host for host in sorted(hosts) if len(self._beside(key, host, able)) >= key.gpus]
         return max(enough, key=lambda host: len(self._beside(key, host, idle)), default=None)
 
-    def _candidates(self, idle: list[Gpu]) -> Iterator[tuple[Class, list[Entry]]]:
+    def _candidates(self, idle: list[Gpu]) -> Iterator[Line]:
         for pin in (None, *(gpu.id for gpu in idle)):
-            yield from list(self._heaps.get(pin, {}).items())
-
-    def _head(self, key: Class, heap: list[Entry]) -> Entry | None:
-        while heap:
-            entry = self._ready.get(heap[0][2])
-            if entry is not None and entry[1] == key:
-                return heap[0]
-            heapq.heappop(heap)
-            self._stale = max(0, self._stale - 1)
-        del self._heaps[key.pin][key]
-        if not self._heaps[key.pin]:
-            del self._heaps[key.pin]
-        return None
+            yield from self._lines.get(pin, {}).values()
 
     def suits(self, key: Class, gpu: Gpu) -> bool:
         """Whether the GPU is of the kind wanted, whatever its state."""
@@ -306,12 +289,13 @@ class Scheduler:
 
     def ahead(self, job: Job) -> list[Job]:
         """Jobs that wait, go before this one by the queue's order, and could use a GPU that it could use."""
-        mine = self._entry(job)
+        mine = entry_of(job, self.order)
         able = [gpu for gpu in self.fleet.living() if self.suits(self._class(job), gpu)]
         rivals: dict[Class, bool] = {}
         found = []
-        for other, key in self._ready.values():
-            if other is job or self._entry(other) > mine or key.queue in self.paused:
+        for other, line in self._ready.values():
+            key = line.key
+            if other is job or entry_of(other, self.order) > mine or key.queue in self.paused:
                 continue
             if key not in rivals:
                 rivals[key] = any(self.suits(key, gpu) for gpu in able)
@@ -377,57 +361,3 @@ class Scheduler:
             return f"GPU {job.requested_gpu} does not offer type {job.type} with {job.min_vram_mb} MiB"
         largest = max(gpu.vram_mb for gpu in living)
         return f"no GPU has {job.min_vram_mb} MiB of memory (the largest has {largest})"
-
-
-def _passed(job: Job, waiting: Iterable[Job]) -> str:
-    """Why it goes before a job that waits for several GPUs; empty when none of them is before it."""
-    for other in waiting:
-        if (-other.priority, other.seq) < (-job.priority, job.seq):
-            return f"{other.task_id} would be first, but waits for {other.gpus} GPUs of one host at the same time"
-    return ""
-
-
-class _Turns:
-    """Whose turn it is, during one round of decisions."""
-
-    def __init__(self, shares: Shares, order: Order, now: float) -> None:
-        self.shares, self.order, self.now = shares, order, now
-        self._used: dict[str, float] = {}
-        self._bars: dict[str, str] = {}
-
-    def rank(self, entry: Entry, user: str) -> Entry:
-        """The entry, with the user's use as a handicap: a second of use is a second of waiting."""
-        if not self.order.half_life:
-            return entry
-        used = self._used.get(user)
-        if used is None:
-            used = self._used[user] = self.shares.usage(user, self.now)
-        return (entry[0], entry[1] + used, entry[2])
-
-    def bar(self, user: str) -> str:
-        found = self._bars.get(user)
-        if found is None:
-            found = self._bars[user] = self.shares.bar(user)
-        return found
-
-    def moved(self, user: str) -> None:
-        """The user gets a GPU: what is remembered of them is no longer true."""
-        self._used.pop(user, None)
-        self._bars.pop(user, None)
-
-    def reason(self, job: Job, first: Job | None) -> str:
-        """Why not the first in strict order; empty when it is that one."""
-        if first is None or first is job:
-            return ""
-        bar = self.shares.bar(first.user) if first.user != job.user else ""
-        if bar:
-            return f"{first.task_id} would be first, but {bar}"
-        if self.order.half_life and first.user != job.user and (job.priority == first.priority or self.order.aging):
-            mine, theirs = (self.shares.usage(user, self.now) for user in (job.user, first.user))
-            if theirs > mine:
-                return (
-                    f"{first.task_id} would be first, but {first.user} has used {theirs:.0f} GPU seconds"
-                    f" and {job.user} {mine:.0f}"
-                )
-        waited = self.now - job.submitted
-        return f"{first.task_id} would be first by priority, but this one has waited {waited:.0f} s"
