@@ -56,6 +56,7 @@ class Projections:
         self._interrupted = False
         self._again = 0
         """Events of the queue that were sent before."""
+        self._last_group = 0
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
@@ -94,7 +95,7 @@ class Projections:
 
     def _put_back(self) -> None:
         """Send again what was sent last, in front of what waits."""
-        self._again = len(self._sent)
+        self._again = max(0, self._again) + len(self._sent)
         self._events.extendleft(reversed(self._sent))
         self._sent.clear()
         for event, data in self._events:  # in order, so that the last one of each job stays
@@ -107,35 +108,62 @@ class Projections:
         del histories  # this frame lives as long as the term
         rounds = 0
         while True:
+            await self._connected()
             if self._interrupted:
                 self._interrupted = False
                 missing = await self._missing(self._unfinished())
                 self._put_back()
                 self._events.extendleft(reversed(missing))
                 self._again += len(missing)
+                continue  # the connection may have gone again
             if not self._events and not self._latest:
                 self._written.set()
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            events = [self._events.popleft() for _ in range(min(GROUP, len(self._events)))]
-            await self._group(
-                _bus.STREAM_EVENTS,
-                [
-                    Outgoing(_bus.state_subject(event.task_id), data, f"{event.task_id}:{event.n}")
-                    for event, data in events
-                ],
-            )
-            self._sent.extend(events)
+            if not await self._write_events():
+                continue
             rounds += 1
             # a long queue of events means that states change faster than they can be written: then write them seldom
             if len(self._events) < GROUP or rounds % 8 == 0:
-                keys = list(islice(self._latest, GROUP))
-                await self._group(_KV, [Outgoing(_kv_subject(key), self._latest.pop(key)) for key in keys])
-            if self._again > 0:
-                self._again -= len(events)
-                if self._again <= 0:
-                    await self._mend_order()
+                await self._write_states()
+            if self._again <= 0:
+                continue
+            self._again -= self._last_group
+            if self._again <= 0:
+                await self._mend_order()
+
+    async def _connected(self) -> None:
+        """Wait for the connection: what is said without one would be the first thing over the next.
+
+        It would be there before what was lost is sent again, and a job's later event hides that an earlier one is not
+        there.
+        """
+        while True:
+            try:
+                await self.js.nc.wait_connected(10.0)
+                return
+            except Unavailable:
+                if self.js.nc.is_closed:
+                    raise
+
+    async def _write_events(self) -> bool:
+        events = [self._events.popleft() for _ in range(min(GROUP, len(self._events)))]
+        group = [
+            Outgoing(_bus.state_subject(event.task_id), data, f"{event.task_id}:{event.n}") for event, data in events
+        ]
+        if not await self._group(_bus.STREAM_EVENTS, group):
+            self._events.extendleft(reversed(events))
+            return False
+        self._sent.extend(events)
+        self._last_group = len(events)
+        return True
+
+    async def _write_states(self) -> None:
+        states = {key: self._latest.pop(key) for key in list(islice(self._latest, GROUP))}
+        if not await self._group(_KV, [Outgoing(_kv_subject(key), data) for key, data in states.items()]):
+            for key, data in states.items():
+                self._latest.setdefault(key, data)
 
     async def _mend_order(self) -> None:
         """What the server had lost was stored behind younger events: let each job's newest be its last again."""
@@ -154,29 +182,31 @@ class Projections:
                 Outgoing(_bus.state_subject(event.task_id), data, f"{event.task_id}:{event.n}:again")
                 for event, data in wrong[at : at + GROUP]
             ]
-            await self._group(_bus.STREAM_EVENTS, group)
+            if not await self._group(_bus.STREAM_EVENTS, group):
+                self._interrupted = True
+                return
 
-    async def _group(self, stream: str, group: Sequence[Outgoing]) -> None:
-        """Write a group in order; one answer, the last one's, stands for all of them."""
-        while group:
-            try:
-                for message in group[:-1]:
-                    headers = {"Nats-Msg-Id": message.msg_id} if message.msg_id else None
-                    await self.js.nc.say(message.subject, message.data, headers=headers)
-                last = group[-1]
-                await self.js.publish(last.subject, last.data, msg_id=last.msg_id)
-                return
-            except Unavailable as problem:
-                if self.js.nc.is_closed:
-                    raise
-                log.info("%s: %s; trying again", stream, problem)
-                await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
-            except StreamFull:
-                self._complain("events_full", f"stream {stream} is full: state events are being lost; raise its size")
-                return
-            except BusError as problem:
-                self._complain("events_refused", f"{stream}: {problem}")
-                return
+    async def _group(self, stream: str, group: Sequence[Outgoing]) -> bool:
+        """Write a group in order; one answer, the last one's, stands for all of them. False: it is to be sent again."""
+        if not group:
+            return True
+        try:
+            for message in group[:-1]:
+                headers = {"Nats-Msg-Id": message.msg_id} if message.msg_id else None
+                await self.js.nc.say(message.subject, message.data, headers=headers)
+            last = group[-1]
+            await self.js.publish(last.subject, last.data, msg_id=last.msg_id)
+        except Unavailable as problem:
+            if self.js.nc.is_closed:
+                raise
+            log.info("%s: %s; trying again", stream, problem)
+            await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
+            return False
+        except StreamFull:
+            self._complain("events_full", f"stream {stream} is full: state events are being lost; raise its size")
+        except BusError as problem:
+            self._complain("events_refused", f"{stream}: {problem}")
+        return True
 
     # ---- after a crash -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,145 @@
+# SPDX-FileCopyrightText: 2026 The organism.proxmox authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""State events around a power cut of the server: whenever the writer dies, no job has an event without those before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from organism.bus.errors import Unavailable
+from organism.bus.jetstream import Outgoing, PubAck, Stored
+from organism.bus.messages import State, StateEvent, decode
+from organism.core import _bus
+from organism.maestro import projections
+from organism.maestro.projections import Projections
+
+EVENTS, STATES, RESULTS = _bus.STREAM_EVENTS, f"KV_{_bus.BUCKET_JOBS}", _bus.STREAM_RESULTS
+
+
+class Server:
+    """A stream each for events and states; without a connection the client keeps what is said, as nats-py does."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, list[Stored]] = {EVENTS: [], STATES: [], RESULTS: []}
+        self.pending: list[Outgoing] = []
+        self.up = asyncio.Event()
+        self.up.set()
+        self.is_closed = False
+        self.tried = asyncio.Event()
+        """Something was to be written while there was no connection."""
+
+    @property
+    def nc(self) -> Server:
+        return self
+
+    async def wait_connected(self, timeout: float) -> None:
+        if not self.up.is_set():
+            self.tried.set()
+        await self.up.wait()
+
+    async def say(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        message = Outgoing(subject, data, (headers or {}).get("Nats-Msg-Id"))
+        if self.up.is_set():
+            self._store(message)
+        else:
+            self.pending.append(message)
+
+    async def publish(self, subject: str, data: bytes, *, msg_id: str | None = None) -> PubAck:
+        if not self.up.is_set():
+            self.tried.set()
+            await self.up.wait()
+            raise Unavailable("the connection was lost")
+        return PubAck("", self._store(Outgoing(subject, data, msg_id)), duplicate=False)
+
+    def _store(self, message: Outgoing) -> int:
+        stream = self.streams[STATES if message.subject.startswith("$KV") else EVENTS]
+        headers = {"id": message.msg_id or ""}
+        if not message.msg_id or all(kept.headers != headers for kept in stream):
+            stream.append(Stored(len(stream) + 1, message.subject, message.data, headers, 0.0))
+        return len(stream)
+
+    def cut_power(self) -> None:
+        self.up.clear()
+        for stream in self.streams.values():
+            stream.clear()
+
+    def back(self, *listeners: Callable[[], None]) -> None:
+        for message in self.pending:
+            self._store(message)
+        self.pending.clear()
+        self.up.set()
+        for listener in listeners:
+            listener()
+
+    async def info(self, stream: str) -> dict[str, Any]:
+        kept = self.streams[stream]
+        return {"state": {"messages": len(kept), "first_seq": 1, "last_seq": len(kept)}}
+
+    async def get(self, stream: str, seq: int) -> Stored | None:
+        return self.streams[stream][seq - 1]
+
+    def events(self, task_id: str) -> list[int]:
+        found = [decode(kept.data, StateEvent) for kept in self.streams[EVENTS]]
+        return [event.n for event in found if event.task_id == task_id]
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def last_many(server: Server, stream: str, subjects: dict[str, str]) -> dict[str, Stored]:
+        return {kept.subject: kept for kept in server.streams[stream] if kept.subject in subjects}
+
+    monkeypatch.setattr(projections, "last_many", last_many)
+
+
+def event(n: int, state: State) -> StateEvent:
+    stamp = datetime.fromtimestamp(1_700_000_000 + n, UTC).isoformat(timespec="milliseconds")
+    return StateEvent(ts=stamp, task_id="j", n=n, state=state, user="alice")
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_what_happened_while_the_server_was_away_is_written_after_what_it_lost() -> None:
+    async def main() -> list[int]:
+        server = Server()
+        enqueued, waits = event(0, "enqueued"), event(3, "waiting_gpu")
+        feed = Projections(server, pytest.fail, lambda: [[enqueued]])  # type: ignore[arg-type]  # stand-ins
+        feed.start()
+        feed.event(enqueued)
+        await feed.drain()
+        server.cut_power()
+        feed.event(waits)
+        await server.tried.wait()
+        server.back(feed.again)
+        await feed.drain()
+        await feed.stop()
+        return server.events("j")
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == [0, 3]
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_a_state_that_could_not_be_written_is_written_later() -> None:
+    async def main() -> list[str]:
+        server = Server()
+        feed = Projections(server, pytest.fail)  # type: ignore[arg-type]  # stand-ins
+        feed.start()
+        await feed.drain()
+        whole = server.publish
+
+        async def refuse_states(subject: str, data: bytes, *, msg_id: str | None = None) -> PubAck:
+            if subject.startswith("$KV"):
+                server.publish = whole  # type: ignore[method-assign]  # once
+                raise Unavailable("no answer")
+            return await whole(subject, data, msg_id=msg_id)
+
+        server.publish = refuse_states  # type: ignore[method-assign]  # see above
+        feed.event(event(0, "enqueued"))
+        await feed.drain()
+        await feed.stop()
+        return [decode(kept.data, StateEvent).state for kept in server.streams[STATES]]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ["enqueued"]
