@@ -7,6 +7,7 @@ The tests of this file are one story on one machine and build on each other; eac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ RISKY = {
 
 # Level 3 closes queues; what level 2 has set on them by then goes with them, and in a check level 2 has set nothing.
 SEQUEL = "nic_steering : present | Set channels, coalescing, offloads and queueing discipline"
+# Until it is masked, irqbalance goes on moving interrupts: which of them are elsewhere differs from minute to minute.
+MOVING = "irq_affinity : present | Steer all interrupts"
 
 
 @dataclass
@@ -54,8 +57,16 @@ def test_a_check_foretells_what_the_run_does(story: Story) -> None:
     done = story.site()
     assert list(done.changes) == list(foretold.changes)
     for change, after in done.changes.items():
-        if not change[0].endswith(SEQUEL):
+        if change[0].endswith(MOVING):
+            said, did = (_values(text) for text in (foretold.changes[change], after))
+            assert {name: said[name] for name in said.keys() & did} == {name: did[name] for name in said.keys() & did}
+        elif not change[0].endswith(SEQUEL):
             assert foretold.changes[change] == after, change
+
+
+def _values(after: str) -> dict[str, object]:
+    """What a module's difference leads to, by name."""
+    return {name: value for part in json.loads(after) if part for name, value in json.loads(part).items()}
 
 
 def _common(rig: Rig) -> None:
