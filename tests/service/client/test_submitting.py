@@ -104,6 +104,44 @@ def test_a_batch_that_was_partly_stored_before_ends_up_whole_and_once(bus: BusSe
     assert sorted(str(spec.task_id) for spec in asyncio.run(stored(bus))) == ["a", "b", "c"]
 
 
+def test_what_was_missing_of_a_batch_is_stored_in_its_order(bus: BusServer, settings_of: SettingsOf) -> None:
+    names = [f"j{number}" for number in range(40)]
+    known = ["j0", "j1", "j7", "j8", "j30"]
+
+    async def action(maestro: AsyncMaestro) -> list[bool]:
+        for name in known:
+            await maestro.submit(["true"], task_id=name)
+        handles = await maestro.submit_many({"cmd": ["true"], "task_id": name} for name in names)
+        specs = await stored(bus)
+        assert [specs[handle.seq - 1].task_id for handle in handles] == names
+        return [handle.duplicate for handle in handles]
+
+    assert run(bus, settings_of, action) == [name in known for name in names]
+    found = [str(spec.task_id) for spec in asyncio.run(stored(bus))]
+    assert found == known + [name for name in names if name not in known]
+
+
+def test_nobody_is_stored_without_the_job_that_they_run_after(bus_servers: Callable[..., BusServer]) -> None:
+    """The queue has no room for that one, and would have for them."""
+    bus = bus_servers()
+    bus.start()
+    asyncio.run(bus.apply_topology(limits=replace(SMALL, queue_bytes=1_000_000)))
+    jobs: list[dict[str, Any]] = [
+        {"cmd": ["true"], "task_id": "known"},
+        {"cmd": ["echo", "x" * 1_100_000], "task_id": "large"},
+        {"cmd": ["true"], "task_id": "next", "after": ["large"]},
+    ]
+
+    async def main() -> None:
+        async with AsyncMaestro(settings_for(bus)) as maestro:
+            await maestro.submit(**jobs[0])
+            await maestro.submit_many(jobs)
+
+    with pytest.raises(QueueFullError, match="was not accepted"):
+        asyncio.run(main())
+    assert [spec.task_id for spec in asyncio.run(stored(bus))] == ["known"]
+
+
 def test_one_bad_job_stops_the_batch_before_anything_is_sent(bus: BusServer, settings_of: SettingsOf) -> None:
     async def action(maestro: AsyncMaestro) -> None:
         await maestro.submit_many([{"cmd": ["true"]}, {"cmd": ["true"], "timout": 3}])

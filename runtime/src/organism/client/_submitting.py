@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ HEADER_ROOM = 1024
 """Bytes kept free for headers, which count against the server's ``max_payload``."""
 STORAGE_CODES = (10023, 10047)
 """nats-server's "insufficient resources" and "insufficient storage resources available"."""
+
+
+_Message = tuple[messages.JobSpec, Outgoing]
 
 
 @dataclass(frozen=True)
@@ -158,23 +162,39 @@ class Submitter:
                 ) from error
         return accepted
 
-    async def _batch(self, batch: list[tuple[messages.JobSpec, Outgoing]], confirm: float) -> list[Accepted]:
-        name = f"{batch[0][0].task_id} and {len(batch) - 1} more"
-        try:
-            ack = await self._persist(
-                lambda: self.link.js.publish_batch([message for _, message in batch]), name, confirm
-            )
-        except DuplicateInBatch:
-            # One of them is there already, by an earlier try of ours or of the caller's: the server tells only one by
-            # one which. Sent together, they share the round trips.
-            acks = await asyncio.gather(
-                *(self._publish(message, str(spec.task_id), confirm) for spec, message in batch)
-            )
-            return [_accepted(spec, ack) for (spec, _), ack in zip(batch, acks, strict=True)]
-        first = ack.seq - len(batch) + 1
-        return [
-            Accepted(str(spec.task_id), first + position, duplicate=False) for position, (spec, _) in enumerate(batch)
-        ]
+    async def _batch(self, batch: Sequence[_Message], confirm: float) -> list[Accepted]:
+        """In order, also when some of them are there already, so that nobody comes before a job they run after.
+
+        They are there by an earlier try of ours or of the caller's. The server does not say which: so the first ones go
+        one by one, until one of them was not known, and then the others as a batch again; each time more of them.
+        """
+        accepted: list[Accepted] = []
+        least = 1
+        while len(accepted) < len(batch):
+            rest = batch[len(accepted) :]
+            name = f"{rest[0][0].task_id} and {len(rest) - 1} more"
+            try:
+                ack = await self._persist(
+                    functools.partial(self.link.js.publish_batch, [message for _, message in rest]), name, confirm
+                )
+            except DuplicateInBatch:
+                accepted += await self._until_new(rest, least, confirm)
+                least *= 2
+            else:
+                first = ack.seq - len(rest) + 1
+                accepted += [
+                    Accepted(str(spec.task_id), first + place, ack.duplicate) for place, (spec, _) in enumerate(rest)
+                ]
+        return accepted
+
+    async def _until_new(self, rest: Sequence[_Message], least: int, confirm: float) -> list[Accepted]:
+        """Send one after the other, until ``least`` are there of which the last one was not known before."""
+        accepted: list[Accepted] = []
+        for spec, message in rest:
+            accepted.append(_accepted(spec, await self._publish(message, str(spec.task_id), confirm)))
+            if len(accepted) >= least and not accepted[-1].duplicate:
+                break
+        return accepted
 
     async def _publish(self, message: Outgoing, name: str, confirm: float) -> PubAck:
         return await self._persist(
@@ -222,10 +242,8 @@ def _accepted(spec: messages.JobSpec, ack: PubAck) -> Accepted:
     return Accepted(str(spec.task_id), ack.seq, ack.duplicate)
 
 
-def _batches(
-    outgoing: list[tuple[messages.JobSpec, Outgoing]],
-) -> list[list[tuple[messages.JobSpec, Outgoing]]]:
-    batches: list[list[tuple[messages.JobSpec, Outgoing]]] = []
+def _batches(outgoing: Sequence[_Message]) -> list[list[_Message]]:
+    batches: list[list[_Message]] = []
     size = 0
     for spec, message in outgoing:
         if not batches or len(batches[-1]) == MAX_BATCH or size + len(message.data) > BATCH_BYTES:
