@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from chaos.jobs.bus import Server
 from chaos.jobs.notebook import Notebook
-from chaos.jobs.parts import Part, wait_for
+from chaos.jobs.parts import HANG, Part, wait_for
 from chaos.jobs.plan import Fault
 from chaos.jobs.pool import Pool
 from chaos.jobs.recorder import Recorder
@@ -55,11 +55,14 @@ class Faults:
         }
 
     async def run(self, started: float) -> None:
-        """All of them; returns when the last one is healed."""
-        async with asyncio.TaskGroup() as group:
-            for fault in self.pool.plan.faults:
-                await asyncio.sleep(max(0.0, started + fault.at - time.monotonic()))
-                group.create_task(self._one(fault))
+        """All of them; returns when the last one is healed. Raises what ended the first that could not be."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for fault in self.pool.plan.faults:
+                    await asyncio.sleep(max(0.0, started + fault.at - time.monotonic()))
+                    group.create_task(self._one(fault))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
         for client in self._forgers.values():
             await client.close()
 
@@ -161,18 +164,18 @@ class Faults:
         name = _bus.run_consumer(gpu)
         config = _bus.topology([gpu]).consumers[_bus.STREAM_WQ][name]
         body = {"stream_name": _bus.STREAM_WQ, "config": {**config, "deliver_policy": "all"}, "action": "create"}
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(4 * HANG):
             for call, payload in ((f"DELETE.{_bus.STREAM_WQ}.{name}", None), (f"CREATE.{_bus.STREAM_WQ}.{name}", body)):
                 while True:
                     try:
                         await self.js.api(f"CONSUMER.{call}", payload)
                         break
-                    except Unavailable:
-                        await asyncio.sleep(0.3)  # the server is away and tells nobody when it comes back
-                    except ApiError as error:
-                        if call.startswith("DELETE") and error.code == 404:
+                    except (Unavailable, ApiError) as problem:
+                        if isinstance(problem, ApiError) and problem.code == 404 and call.startswith("DELETE"):
                             break  # an earlier try whose answer got lost
-                        raise
+                        if isinstance(problem, ApiError) and problem.code < 500:
+                            raise
+                        await asyncio.sleep(0.3)  # the server, or its disk, is away and tells nobody when it is back
 
     async def _forge(self, part: Part, fault: Fault) -> None:
         """With a worker's own key: outcomes of attempts that are over, by one who was thought dead."""

@@ -11,11 +11,14 @@ from typing import Any
 
 from chaos.jobs.notebook import Notebook
 
+from organism.bus.errors import StreamReset
 from organism.bus.jetstream import JetStream, Stored
 from organism.bus.tail import StreamTail
 from organism.core import _bus
 
 KV = f"KV_{_bus.BUCKET_JOBS}"
+AGAIN = 500
+"""Messages that are read again where a stream ends before what was read of it."""
 
 
 class Recorder:
@@ -45,13 +48,19 @@ class Recorder:
                 task.result()
 
     async def _follow(self, stream: str, take: Any) -> None:
-        tail = StreamTail(self.js, stream)
-        try:
-            async for batch in tail:
-                for message in batch:
-                    take(message)
-        finally:
-            await tail.close()
+        start = 1
+        while True:
+            tail = StreamTail(self.js, stream, start_seq=start)
+            try:
+                async for batch in tail:
+                    for message in batch:
+                        take(message)
+            except StreamReset as problem:
+                # what was read and never was on disk has gone with the server; what comes in its places is read again
+                self.book.note("reset", stream=stream, why=str(problem))
+                start = max(1, tail.next_seq - AGAIN)
+            finally:
+                await tail.close()
 
     def _queue(self, message: Stored) -> None:
         kind = message.subject.split(".")[2]

@@ -21,7 +21,7 @@ from pathlib import Path
 from organism import exposition
 from organism._version import VERSION
 from organism.bus.connection import BusClient, connect
-from organism.bus.errors import BusError, Unavailable
+from organism.bus.errors import ApiError, BusError, StreamReset, Unavailable
 from organism.core import _bus, _limits, _maestro_settings, _policy
 from organism.core._maestro_settings import Loaded, SettingsError
 from organism.core._root import Root
@@ -180,16 +180,23 @@ async def _terms(nc: BusClient, site: Site, stop: asyncio.Event, status: _Status
         except TimeoutError:
             log.error("it did not stop within %g s; what was not confirmed is found again by the next", STOP_WITHIN)
             return 1
-        except Unavailable as problem:
+        except Fenced as problem:
+            why = str(problem)
+        except BusError as problem:
             if nc.is_closed:
                 return 1
+            if not _passes(problem):
+                raise
             log.warning("the term ended: %s", problem)
             await asyncio.sleep(1.0)  # the server is there, its streams are not yet: there is no event for it
             continue
-        except Fenced as problem:
-            why = str(problem)
         log.info("the term is over: %s", why)
     return 0
+
+
+def _passes(problem: BusError) -> bool:
+    """Whether another term may do: the server or its disk is not there yet, or is back without the last records."""
+    return isinstance(problem, Unavailable | StreamReset) or (isinstance(problem, ApiError) and problem.code >= 500)
 
 
 class _Status:
