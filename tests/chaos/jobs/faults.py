@@ -101,13 +101,17 @@ class Faults:
 
     async def _freeze(self, part: Part, fault: Fault) -> None:
         part.freeze()
-        await asyncio.sleep(fault.lasts)
-        part.thaw()
+        try:
+            await asyncio.sleep(fault.lasts)
+        finally:
+            part.thaw()  # also when another fault has ended the run: its history is still to be read
 
     async def _cut(self, part: Part, fault: Fault) -> None:
-        await asyncio.to_thread(self.pool.network.cut, part.name)
-        await asyncio.sleep(fault.lasts)
-        await asyncio.to_thread(self.pool.network.heal, part.name)
+        self.pool.network.cut(part.name)
+        try:
+            await asyncio.sleep(fault.lasts)
+        finally:
+            self.pool.network.heal(part.name)  # see _freeze
 
     async def _step(self, part: Part, fault: Fault) -> None:
         self.pool.clocks[part.name].step(fault.amount)

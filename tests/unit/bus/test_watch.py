@@ -8,6 +8,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,7 +69,7 @@ def server() -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = answers[0]
+            status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -102,6 +103,44 @@ def test_a_test_write_leaves_nothing_and_says_why_it_failed(tmp_path: Path) -> N
     assert watch.test_write(tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
     assert watch.test_write(tmp_path / "gone") == "No such file or directory"
+
+
+def test_what_a_killed_server_left_is_removed_and_hides_no_write_error(
+    server: tuple[str, list[tuple[int, bytes]]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, answers = server
+    left = tmp_path / "jetstream" / "_test_1979766191"
+    left.mkdir(parents=True)
+    account = b'{"error": "JetStream account \'_test_1979766191\' could not be resolved"}'
+    answers[:] = [(503, account), (503, b'{"error": "stream write error: no space left on device"}')]
+    found = watch.look(tmp_path, url)
+    assert found.stopped
+    assert found.disk == ""
+    assert not left.exists()
+    assert str(left) in caplog.text
+
+    (left / "a").mkdir(parents=True)
+    answers[:] = [(503, account)]
+    with pytest.raises(OSError, match="not empty"):
+        watch.look(tmp_path, url)
+
+
+def test_free_space_is_measured_after_the_test_write(
+    server: tuple[str, list[tuple[int, bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or `has room again (0 MiB free)` is said."""
+    url, answers = server
+    answers[:] = [(503, b'{"error": "write error"}')]
+    free = 0
+
+    def write(_store: Path) -> str:
+        nonlocal free
+        free = 7
+        return ""
+
+    monkeypatch.setattr(watch, "test_write", write)
+    monkeypatch.setattr(watch.os, "statvfs", lambda _store: SimpleNamespace(f_bavail=free, f_frsize=10))
+    assert watch.look(tmp_path, url) == Look("write error", 70, "")
 
 
 def test_the_watch_restarts_and_tells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -76,6 +76,23 @@ def test_a_fault_that_cannot_be_healed_ends_the_run_by_its_own_name(tmp_path: Pa
         asyncio.run(suite.run(time.monotonic()))
 
 
+@pytest.mark.parametrize("kind", ["freeze", "cut"])
+def test_what_is_frozen_or_cut_is_not_left_so_by_a_run_that_ends(kind: Any, tmp_path: Path) -> None:
+    async def main() -> bool:
+        begun, over = asyncio.Event(), asyncio.Event()
+        part: Any = SimpleNamespace(name="worker.gpu1", freeze=begun.set, thaw=over.set)
+        suite = made(None, tmp_path)
+        network: Any = SimpleNamespace(cut=lambda _name: begun.set(), heal=lambda _name: over.set())
+        suite.pool.network = network
+        task: asyncio.Task[None] = asyncio.create_task(suite._how[kind](part, Fault(0, 0.0, kind, part.name, 3600.0)))  # type: ignore[arg-type]  # a coroutine
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        return over.is_set()
+
+    assert asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_the_recording_goes_on_where_a_stream_has_lost_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[int] = []
 

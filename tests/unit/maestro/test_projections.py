@@ -13,10 +13,10 @@ import pytest
 
 from organism.bus.errors import Unavailable
 from organism.bus.jetstream import Outgoing, PubAck, Stored
-from organism.bus.messages import State, StateEvent, decode
+from organism.bus.messages import State, StateEvent, decode, encode
 from organism.core import _bus
 from organism.maestro import projections
-from organism.maestro.projections import Projections
+from organism.maestro.projections import LATE, Projections
 
 EVENTS, STATES, RESULTS = _bus.STREAM_EVENTS, f"KV_{_bus.BUCKET_JOBS}", _bus.STREAM_RESULTS
 
@@ -143,3 +143,53 @@ def test_a_state_that_could_not_be_written_is_written_later() -> None:
         return [decode(kept.data, StateEvent).state for kept in server.streams[STATES]]
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == ["enqueued"]
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_what_a_predecessor_still_had_on_its_way_is_found_later() -> None:
+    """A state is overwritten by an older one, and an older event comes behind the last."""
+
+    async def main() -> tuple[list[int], int]:
+        server = Server()
+        feed = Projections(server, pytest.fail)  # type: ignore[arg-type]  # stand-ins
+        feed.start()
+        assert feed._later is not None
+        assert feed._later.when() <= asyncio.get_running_loop().time() + LATE
+        for one in (event(0, "enqueued"), event(8, "scheduled"), event(12, "done")):
+            feed.event(one)
+        await feed.drain()
+        zombies = event(11, "waiting_gpu")
+        await server.say(_bus.state_subject("j"), encode(zombies), headers={"Nats-Msg-Id": "j:11"})
+        await server.say(f"$KV.{_bus.BUCKET_JOBS}.j", encode(zombies))
+        feed._look_later()  # the time has come
+        await feed.drain()
+        await feed.stop()
+        return server.events("j"), decode(server.streams[STATES][-1].data, StateEvent).n
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ([0, 8, 12, 11, 12], 12)
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_nothing_is_written_while_another_one_may_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projections, "RETRY", 0.0)
+
+    async def main() -> tuple[list[int], list[int]]:
+        server = Server()
+        feed = Projections(server, pytest.fail)  # type: ignore[arg-type]  # stand-ins
+        asked, leads = asyncio.Event(), False
+
+        def may_write() -> bool:
+            asked.set()
+            return leads
+
+        feed.may_write = may_write
+        feed.start()
+        feed.event(event(0, "enqueued"))
+        await asked.wait()
+        before = server.events("j")
+        leads = True
+        await feed.drain()
+        await feed.stop()
+        return before, server.events("j")
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ([], [0])

@@ -6,6 +6,10 @@ nats-server gives a stream up at its first failed write and stores nothing more 
 much space there is by then: publishers see no answer, its process lives on, and systemd sees no reason to act (measured
 with 2.15.1; its /healthz then answers 503 with the write error). Nothing is acknowledged meanwhile, so nothing is lost
 but time.
+
+At its start nats-server tries its store with an empty directory ``_test_<number>``. Killed in that moment it leaves it
+behind, and takes it for an account that it cannot find: /healthz then says that, and nothing else any more, not even a
+write error. The watch removes it.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import subprocess
 import threading
 import time
@@ -37,6 +42,8 @@ REMIND = 60.0
 ANSWER_WITHIN = 3.0
 RESTART_WITHIN = 120.0
 _WRITE_TROUBLE = ("write error", "no space left", "insufficient storage", "jetstream disabled", "jetstream not enabled")
+
+_LEFTOVER = re.compile(r"JetStream account '(_test_\d+)' could not be resolved")
 
 Act = Literal["nothing", "say", "restart"]
 
@@ -145,9 +152,25 @@ def test_write(store: Path) -> str:
 def look(store: Path, url: str) -> Look:
     """Ask the server; touch the disk only when it complains. Raises OSError when there is no store."""
     said = health(url)
-    found = os.statvfs(store)
-    seen = Look(said, found.f_bavail * found.f_frsize)
-    return Look(said, seen.free, test_write(store)) if seen.stopped else seen
+    while said and remove_leftover(store, said):
+        said = health(url)
+    disk = test_write(store) if Look(said, 0).stopped else None
+    found = os.statvfs(store)  # after the test: both speak of the same moment, or the later one is better
+    return Look(said, found.f_bavail * found.f_frsize, disk)
+
+
+def remove_leftover(store: Path, said: str) -> bool:
+    """Whether the server complained of its own test directory, which is gone now. Raises OSError when it stays."""
+    found = _LEFTOVER.search(said)
+    if found is None:
+        return False
+    place = store / "jetstream" / found[1]
+    try:
+        place.rmdir()
+    except FileNotFoundError:
+        return True  # the server has been quicker
+    log.warning("%s is removed: nats-server was killed while it started, and took it for an account", place)
+    return True
 
 
 def watch(

@@ -5,7 +5,8 @@
 Nothing is decided on them, so they are written behind the truth: in groups whose last message is answered for all
 (one connection, one stream, one order). What a crash or a power cut of the server may have cost is found and sent
 again, with the same message ids and in the order of its own time, after a reconnection and after a takeover, before
-anything new is written (:mod:`organism.maestro.survivors`).
+anything new is written (:mod:`organism.maestro.survivors`); and once more somewhat later, since nothing fences off what
+a predecessor still had on its way.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ REMEMBERED = 4096
 HEALED = 500
 """Jobs that are looked up at a time after a takeover."""
 RETRY = 0.5
+LATE = 30.0
+"""Seconds after a takeover in which something of the predecessor may still come: these streams have no fence. Less than
+the server's duplicate window."""
 Histories = Sequence[Sequence[StateEvent]]
 _KV = f"KV_{_bus.BUCKET_JOBS}"
 
@@ -53,7 +57,11 @@ class Projections:
         self._events: deque[tuple[StateEvent, bytes]] = deque()
         self._latest: dict[str, bytes] = {}
         self._sent: deque[tuple[StateEvent, bytes]] = deque(maxlen=REMEMBERED)
+        self.may_write: Callable[[], bool] = lambda: True
+        """Whether the lease is ours at this moment."""
         self._interrupted = False
+        self._late = False
+        self._later: asyncio.TimerHandle | None = None
         self._again = 0
         """Events of the queue that were sent before."""
         self._last_group = 0
@@ -66,9 +74,17 @@ class Projections:
         """Write; first what is missing of ``histories``, the lasting events of jobs that a former conductor left."""
         self._written.clear()
         self._task = asyncio.create_task(self._run(histories), name="projections")
+        self._later = asyncio.get_running_loop().call_later(LATE, self._look_later)
         return self._task
 
+    def _look_later(self) -> None:
+        """What a predecessor that was frozen or cut off had on its way may have come behind ours."""
+        self._late = True
+        self._touch()
+
     async def stop(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -108,10 +124,10 @@ class Projections:
         del histories  # this frame lives as long as the term
         rounds = 0
         while True:
-            await self._connected()
-            if self._interrupted:
-                self._interrupted = False
-                missing = await self._missing(self._unfinished())
+            if self._interrupted or self._late:
+                unfinished = self._unfinished() if self._interrupted else ()
+                self._interrupted = self._late = False
+                missing = await self._missing(unfinished)
                 self._put_back()
                 self._events.extendleft(reversed(missing))
                 self._again += len(missing)
@@ -133,19 +149,23 @@ class Projections:
             if self._again <= 0:
                 await self._mend_order()
 
-    async def _connected(self) -> None:
-        """Wait for the connection: what is said without one would be the first thing over the next.
+    async def _ready(self) -> None:
+        """Wait for the connection, and for the right to write.
 
-        It would be there before what was lost is sent again, and a job's later event hides that an earlier one is not
-        there.
+        What is said without a connection would be the first thing over the next: it would be there before what was lost
+        is sent again, and a job's later event hides that an earlier one is not there. And who was frozen has to find
+        out first whether another one leads by now.
         """
         while True:
             try:
                 await self.js.nc.wait_connected(10.0)
-                return
             except Unavailable:
                 if self.js.nc.is_closed:
                     raise
+                continue
+            if self.may_write():
+                return
+            await asyncio.sleep(RETRY)  # the lease is renewed, or the term ends
 
     async def _write_events(self) -> bool:
         events = [self._events.popleft() for _ in range(min(GROUP, len(self._events)))]
@@ -190,6 +210,9 @@ class Projections:
         """Write a group in order; one answer, the last one's, stands for all of them. False: it is to be sent again."""
         if not group:
             return True
+        await self._ready()
+        if self._interrupted:
+            return False
         try:
             for message in group[:-1]:
                 headers = {"Nats-Msg-Id": message.msg_id} if message.msg_id else None

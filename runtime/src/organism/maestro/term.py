@@ -74,6 +74,7 @@ class Term:
             return str(problem)
         if not lease.valid():
             return "the lease ended during the takeover"
+        conductor.feed.may_write = lease.valid
         conductor.start()
         watch = [
             asyncio.create_task(event.wait(), name=name)
