@@ -69,7 +69,11 @@ def path(capability: str) -> str:
 
 
 def render(capability: str, wanted: Mapping[str, Sequence[str]]) -> str:
-    """The file's text: parameters of these groups out, the words in. The words have no character that a shell reads."""
+    """The file's text: parameters of these groups out, the words in. The words have no character that a shell reads.
+
+    Groups are sorted: whoever wants the same writes the same, in whatever order they were declared.
+    """
+    wanted = {group: wanted[group] for group in sorted(wanted)}
     keys = [key for group in wanted for key in members(group)]
     patterns = " | ".join(f"{name} | {name}=*" for name in (key.replace("_", "[-_]") for key in keys))
     words = " ".join(word for group in wanted.values() for word in group)

@@ -126,6 +126,16 @@ def test_a_unit_is_judged_for_now_and_for_the_boot(tuned: Tree) -> None:
     assert found["host.boot", "memory ksmtuned.service"].detail == "is disabled, wanted enabled"
 
 
+def test_a_unit_for_the_boot_may_have_run_since_but_not_have_failed(tree: Tree) -> None:
+    tree.units["organism-steer-boot.service"] = Unit("disabled", "inactive")
+    tree.call(capability="steer", units=[{"name": "organism-steer-boot.service", "enabled": "true"}])
+    assert verdicts(of(look(tree), "steer")) == {("host.now", "steer"): "PASS", ("host.boot", "steer"): "PASS"}
+    tree.units["organism-steer-boot.service"] = Unit("enabled", "active")  # it stays so after a boot (RemainAfterExit=)
+    assert verdicts(of(look(tree), "steer")) == {("host.now", "steer"): "PASS", ("host.boot", "steer"): "PASS"}
+    tree.units["organism-steer-boot.service"] = Unit("disabled", "inactive")
+    assert of(look(tree), "steer")["host.boot", "steer organism-steer-boot.service"].ok is False
+
+
 def test_what_cannot_be_judged_is_skipped_and_counts_for_nothing(tuned: Tree) -> None:
     EarlierState("vm_hook", Root(tuned.top)).remember({"vm:100": Kept(None, "local:snippets/hook")})
     (tuned.top / "sys/devices/system/cpu/cpu2/power/pm_qos_resume_latency_us").unlink()
