@@ -13,7 +13,7 @@ import pytest
 
 from organism.bus.errors import Unavailable
 from organism.bus.jetstream import Outgoing, PubAck, Stored
-from organism.bus.messages import State, StateEvent, decode, encode
+from organism.bus.messages import Result, State, StateEvent, decode, encode
 from organism.core import _bus
 from organism.maestro import projections
 from organism.maestro.projections import LATE, Projections
@@ -167,6 +167,39 @@ def test_what_a_predecessor_still_had_on_its_way_is_found_later() -> None:
         return server.events("j"), decode(server.streams[STATES][-1].data, StateEvent).n
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == ([0, 8, 12, 11, 12], 12)
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_an_inherited_job_that_ended_long_before_the_later_look_is_looked_at() -> None:
+    """Its events are not among those that are remembered any more."""
+
+    async def main() -> list[State]:
+        server = Server()
+        enqueued, done = event(0, "enqueued"), event(12, "done")
+        feed = Projections(server, pytest.fail)  # type: ignore[arg-type]  # stand-ins
+        feed.start([[enqueued]])
+        feed.event(done)
+        await feed.drain()
+        feed._sent.clear()
+        result = Result(
+            ts=done.ts,
+            task_id="j",
+            ok=True,
+            state="done",
+            user="alice",
+            data={},
+            enq_seq=1,
+            attempts=1,
+            history=[enqueued, done],
+        )
+        server.streams[RESULTS].append(Stored(1, _bus.result_subject("j"), encode(result), {}, 0.0))
+        await server.say(f"$KV.{_bus.BUCKET_JOBS}.j", encode(event(8, "scheduled")))
+        feed._look_later()
+        await feed.drain()
+        await feed.stop()
+        return [decode(kept.data, StateEvent).state for kept in server.streams[STATES]]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ["done", "scheduled", "done"]
 
 
 @pytest.mark.usefixtures("looked_up")

@@ -24,6 +24,7 @@ from organism.bus.messages import StateEvent
 from organism.core import _bus
 from organism.maestro.lookup import last_many
 from organism.maestro.survivors import histories_since, lost_since
+from organism.maestro.takeover import readable
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Projections:
         self._interrupted = False
         self._late = False
         self._later: asyncio.TimerHandle | None = None
+        self._inherited: list[str] = []
         self._again = 0
         """Events of the queue that were sent before."""
         self._last_group = 0
@@ -73,6 +75,7 @@ class Projections:
     def start(self, histories: Histories = ()) -> asyncio.Task[None]:
         """Write; first what is missing of ``histories``, the lasting events of jobs that a former conductor left."""
         self._written.clear()
+        self._inherited = [history[0].task_id for history in histories if history]
         self._task = asyncio.create_task(self._run(histories), name="projections")
         self._later = asyncio.get_running_loop().call_later(LATE, self._look_later)
         return self._task
@@ -125,9 +128,10 @@ class Projections:
         rounds = 0
         while True:
             if self._interrupted or self._late:
-                unfinished = self._unfinished() if self._interrupted else ()
-                self._interrupted = self._late = False
-                missing = await self._missing(unfinished)
+                late, self._late = self._late, False
+                interrupted, self._interrupted = self._interrupted, False
+                missing = await self._missing(self._unfinished()) if interrupted else []
+                missing += await self._missing_late() if late else []
                 self._put_back()
                 self._events.extendleft(reversed(missing))
                 self._again += len(missing)
@@ -233,13 +237,38 @@ class Projections:
 
     # ---- after a crash -----------------------------------------------------------------------------------------------
 
-    async def _missing(self, histories: Histories) -> list[tuple[StateEvent, bytes]]:
-        """Find what is missing before anything new is written, since the last event of a job tells what was."""
+    async def _missing_late(self) -> list[tuple[StateEvent, bytes]]:
+        """Of the jobs that were inherited and have ended since: nothing that is still to come would correct them."""
+        missing: list[tuple[StateEvent, bytes]] = []
+        ids, self._inherited = self._inherited, []
+        for at in range(0, len(ids), HEALED):
+            missing += await self._missing(await self._ended(ids[at : at + HEALED]), elsewhere=False)
+        return missing
+
+    async def _ended(self, ids: Sequence[str]) -> Histories:
+        """The histories of those that have a result."""
+        while True:
+            try:
+                found = await last_many(self.js, _bus.STREAM_RESULTS, [_bus.result_subject(task_id) for task_id in ids])
+            except Unavailable as problem:
+                if self.js.nc.is_closed:
+                    raise
+                log.info("results: %s; looking again", problem)
+                await asyncio.sleep(RETRY)  # see _group
+                continue
+            results = (readable(stored) for stored in found.values())
+            return [result.history for result in results if result is not None and result.history]
+
+    async def _missing(self, histories: Histories, *, elsewhere: bool = True) -> list[tuple[StateEvent, bytes]]:
+        """Find what is missing before anything new is written, since the last event of a job tells what was.
+
+        ``elsewhere``: also of jobs that have ended before.
+        """
         while True:
             try:
                 missing: list[tuple[StateEvent, bytes]] = []
                 known = {history[0].task_id for history in histories if history}
-                since = await histories_since(self.js, await lost_since(self.js))
+                since = await histories_since(self.js, await lost_since(self.js)) if elsewhere else []
                 looked = [*histories, *(history for history in since if history[0].task_id not in known)]
                 for at in range(0, len(looked), HEALED):
                     missing += await self._heal(looked[at : at + HEALED])
