@@ -20,6 +20,8 @@ ORG_EVENTS     every state change                             a feed, written as
                                                               history is the durable record
 ORG_DLQ        messages and jobs that could not be run        never deleted by a client
 ORG_TELEM      start-ups, metrics, cache events               short-lived; can never crowd out a result
+OBJ_organism_  long outputs of ended jobs, whole              an object store that outlives workers; the oldest goes
+logs                                                          when room is needed; users ask the conductor for it
 =============  =============================================  =====================================================
 """
 
@@ -43,6 +45,9 @@ BUCKET_JOBS = "organism_jobs"
 """Latest state of each job (a projection that can be rebuilt from the streams)."""
 BUCKET_CONTROL = "organism_ctl"
 """Leases (``shard.<n>``) and operators' wishes (``gpu.<id>``: drained, ``queue.<name>``: paused)."""
+BUCKET_LOGS = "organism_logs"
+"""Outputs that are longer than what a result holds: an object store (ADR-20) of :mod:`organism.bus.outputs`."""
+STREAM_LOGS = f"OBJ_{BUCKET_LOGS}"
 
 DEFAULT_SHARD = "0"
 
@@ -116,6 +121,16 @@ def log_subject(gpu: str) -> str:
     return f"gpu.worker.log.{gpu}"
 
 
+def output_subject(gpu: str, task_id: str, attempt: int, stream: str, number: int) -> str:
+    """A piece of an attempt's whole ``stdout`` or ``stderr``."""
+    return f"$O.{BUCKET_LOGS}.C.{gpu}.{task_id}.{attempt}.{stream}.{number}"
+
+
+def output_record_subject(gpu: str, task_id: str, attempt: int, stream: str) -> str:
+    """What is known of a whole output, once all its pieces are there."""
+    return f"$O.{BUCKET_LOGS}.M.{gpu}.{task_id}.{attempt}.{stream}"
+
+
 def control_subject(gpu: str) -> str:
     """Conductor to worker, a request: cancel, logs, drain, ping."""
     return f"gpu.worker.ctl.{gpu}"
@@ -161,9 +176,11 @@ class Limits:
     telemetry_bytes: int = 256 * MIB
     jobs_bytes: int = 1024 * MIB
     control_bytes: int = 16 * MIB
+    logs_bytes: int = 2048 * MIB
     results_age: int = 30 * DAY
     events_age: int = 30 * DAY
     telemetry_age: int = DAY
+    logs_age: int = 7 * DAY
     duplicate_window: int = 600
 
     @property
@@ -176,6 +193,7 @@ class Limits:
             + self.telemetry_bytes
             + self.jobs_bytes
             + self.control_bytes
+            + self.logs_bytes
         )
 
 
@@ -277,6 +295,17 @@ def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None
         ),
         _bucket(BUCKET_JOBS, limits.jobs_bytes, replicas, max_age=_seconds(limits.events_age), persist_mode=projection),
         _bucket(BUCKET_CONTROL, limits.control_bytes, replicas),
+        _stream(
+            STREAM_LOGS,
+            [f"$O.{BUCKET_LOGS}.C.>", f"$O.{BUCKET_LOGS}.M.>"],
+            limits.logs_bytes,
+            replicas,
+            # what is lost with the oldest, or by a power cut, costs a user the middle of an output, and no job
+            discard="old",
+            max_age=_seconds(limits.logs_age),
+            max_msgs_per_subject=1,
+            persist_mode=projection,
+        ),
     ]
     return Topology(
         streams={stream["name"]: stream for stream in streams},
@@ -375,6 +404,8 @@ def _allowed(kind: str, name: str) -> tuple[list[str], list[str]]:
             *(f"{api}.CONSUMER.DELETE.{stream}.*" for stream in streams),
             *(f"{api}.CONSUMER.INFO.{stream}.*" for stream in streams),
             *(f"{api}.CONSUMER.MSG.NEXT.{stream}.*" for stream in streams),
+            f"{api}.STREAM.INFO.{STREAM_LOGS}",
+            f"{api}.STREAM.MSG.GET.{STREAM_LOGS}",
             "gpu.task.>",
             "gpu.worker.ctl.*",
             "maestro.>",
@@ -404,6 +435,8 @@ def _allowed(kind: str, name: str) -> tuple[list[str], list[str]]:
             up_subject(name),
             metrics_subject(name),
             log_subject(name),
+            f"$O.{BUCKET_LOGS}.C.{name}.>",
+            f"$O.{BUCKET_LOGS}.M.{name}.>",
         ], [control_subject(name)]
     if kind == "cache":
         return [

@@ -212,6 +212,7 @@ def fitted(limits: _bus.Limits, max_file_store: int) -> _bus.Limits:
             "dead_bytes",
             "telemetry_bytes",
             "jobs_bytes",
+            "logs_bytes",
         )
     }
     return replace(limits, **scaled)

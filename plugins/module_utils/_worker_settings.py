@@ -111,6 +111,9 @@ SCHEMA = Schema(
             "Where metrics for Prometheus are left, if the directory exists. Empty: nowhere.", optional=True),
         Key("LOG_MAX_MB", "integer", 64, "MiB of stdout and of stderr kept on disk for a job; more is dropped.",
             minimum=1),
+        Key("LOG_UPLOAD_MB_SEC", "number", 8,
+            "MiB a second at most at which long outputs of ended jobs go to the bus, which keeps them when this worker "
+            "is gone; 0: they stay here alone.", minimum=0, maximum=10000),
         Key("KEEP_TASKS", "integer", 200, "Directories of finished jobs that are kept, the newest.", minimum=0),
         Key("KEEP_HOURS", "number", 72, "Hours that the directory of a finished job is kept at most.", minimum=0),
     ],

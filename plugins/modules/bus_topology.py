@@ -45,8 +45,8 @@ options:
   limits:
     description:
       - Sizes in bytes (C(queue_bytes), C(results_bytes), C(events_bytes), C(dead_bytes), C(telemetry_bytes),
-        C(jobs_bytes), C(control_bytes)) and ages in seconds (C(results_age), C(events_age), C(telemetry_age),
-        C(duplicate_window)).
+        C(jobs_bytes), C(control_bytes), C(logs_bytes)) and ages in seconds (C(results_age), C(events_age),
+        C(telemetry_age), C(logs_age), C(duplicate_window)).
     type: dict
     default: {}
   prune:

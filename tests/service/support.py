@@ -37,6 +37,7 @@ SMALL = _bus.Limits(
     dead_bytes=32 * _bus.MIB,
     telemetry_bytes=16 * _bus.MIB,
     jobs_bytes=32 * _bus.MIB,
+    logs_bytes=64 * _bus.MIB,
 )
 """Room for tests; the store is sparse, so this is no disk space."""
 

@@ -27,6 +27,7 @@ LIMITS = _bus.Limits(
     dead_bytes=16 * _bus.MIB,
     telemetry_bytes=16 * _bus.MIB,
     jobs_bytes=32 * _bus.MIB,
+    logs_bytes=16 * _bus.MIB,
 )
 GIVE_UP = 60.0
 WORKER = {"HEARTBEAT_SEC": 0.5, "METRICS_SEC": 1, "STOP_GRACE_SEC": 1, "KILL_GRACE_SEC": 0.5, "LAUNCHER": "process"}

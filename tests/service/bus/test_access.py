@@ -24,7 +24,13 @@ from service.support import BusServer, Certificates, free_port
 
 def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
     allowed = {
-        ("worker", "gpu0"): [_bus.up_subject("gpu0"), _bus.metrics_subject("gpu0"), _bus.log_subject("gpu0")],
+        ("worker", "gpu0"): [
+            _bus.up_subject("gpu0"),
+            _bus.metrics_subject("gpu0"),
+            _bus.log_subject("gpu0"),
+            _bus.output_subject("gpu0", "j", 1, "stdout", 0),
+            _bus.output_record_subject("gpu0", "j", 1, "stdout"),
+        ],
         ("submitter", "alice"): [_bus.enqueue_subject("alice")],
         ("operator", "olga"): [_bus.enqueue_subject("olga")],
         ("conductor", "a"): [_bus.run_subject("gpu0"), _bus.result_subject("j"), _bus.state_subject("j")],
@@ -39,6 +45,9 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
             f"$JS.API.CONSUMER.MSG.NEXT.{_bus.STREAM_WQ}.{_bus.run_consumer('gpu1')}",
             f"$JS.API.STREAM.DELETE.{_bus.STREAM_WQ}",
             f"$KV.{_bus.BUCKET_CONTROL}.shard.0",
+            _bus.output_subject("gpu1", "j", 1, "stdout", 0),
+            _bus.output_record_subject("gpu1", "j", 1, "stdout"),
+            f"$JS.API.STREAM.MSG.GET.{_bus.STREAM_LOGS}",
         ],
         ("submitter", "alice"): [
             _bus.enqueue_subject("bob"),
@@ -46,11 +55,20 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
             _bus.run_subject("gpu0"),
             f"$JS.API.STREAM.INFO.{_bus.STREAM_WQ}",
             "_INBOX.submitter.bob.x",
+            # everybody's outputs: the conductor, which knows whose job it is, reads them for users
+            f"$JS.API.STREAM.MSG.GET.{_bus.STREAM_LOGS}",
+            f"$JS.API.DIRECT.GET.{_bus.STREAM_LOGS}",
+            f"$JS.API.CONSUMER.CREATE.{_bus.STREAM_LOGS}.x",
+            _bus.output_subject("gpu0", "j", 1, "stdout", 0),
         ],
         ("operator", "olga"): [_bus.enqueue_subject("alice"), _bus.control_subject("gpu0")],
         ("observer", "console"): [_bus.enqueue_subject("console"), "maestro.heartbeat"],
         ("cache", "host0"): [_bus.up_subject("gpu0"), _bus.enqueue_subject("host0")],
-        ("conductor", "a"): [f"$JS.API.STREAM.DELETE.{_bus.STREAM_WQ}", f"$JS.API.STREAM.PURGE.{_bus.STREAM_DLQ}"],
+        ("conductor", "a"): [
+            f"$JS.API.STREAM.DELETE.{_bus.STREAM_WQ}",
+            f"$JS.API.STREAM.PURGE.{_bus.STREAM_DLQ}",
+            _bus.output_subject("gpu0", "j", 1, "stdout", 0),
+        ],
     }
 
     async def main() -> None:
@@ -72,7 +90,14 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
 def test_nobody_listens_to_the_answers_of_another(bus: BusServer, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         nc = await bus.connected("submitter", "alice")
-        for subject in ("_INBOX.>", "_INBOX.submitter.bob.>", _bus.notify_subject("bob", "*"), "gpu.task.>", ">"):
+        for subject in (
+            "_INBOX.>",
+            "_INBOX.submitter.bob.>",
+            _bus.notify_subject("bob", "*"),
+            "gpu.task.>",
+            "$O.>",
+            ">",
+        ):
             caplog.clear()
             await nc.subscribe(subject)
             # the refusal may come after the answer to a flush: another flush is another round trip

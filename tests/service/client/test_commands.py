@@ -231,6 +231,7 @@ def test_info_tells_what_the_site_allows(pool: Pool) -> None:
     assert answer["operators"] == ["olga"]
     assert answer["server_version"].startswith("2.")
     assert answer["streams"][_bus.STREAM_WQ]["problem"] == ""
+    assert answer["streams"][_bus.STREAM_LOGS]["problem"] == ""
 
 
 def test_validate_proves_every_gpu_and_leaves_nothing(pool: Pool) -> None:

@@ -14,7 +14,7 @@ LINES = 40_000
 
 
 def test_the_whole_output_is_had_as_long_as_its_worker_is_there(tmp_path: Path) -> None:
-    pool = Pool(tmp_path, gpus=("gpu0",), worker={"LOG_MAX_MB": 1}).start()
+    pool = Pool(tmp_path, gpus=("gpu0",), worker={"LOG_MAX_MB": 1, "LOG_UPLOAD_MB_SEC": 0}).start()
     try:
         script = f"seq {LINES}; seq 900000 999999 >&2; seq 900000 999999 >&2"
         done = pool.run("--json", "submit", "--", "sh", "-c", script)

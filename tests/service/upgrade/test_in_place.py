@@ -83,10 +83,13 @@ def imported_from(place: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def apply_topology(pool: Pool, queue_mib: int) -> str:
-    """``organism-bus topology apply`` of whichever version is imported; what it has changed."""
+def apply_topology(pool: Pool, queue_mib: int, **more: int) -> str:
+    """``organism-bus topology apply`` of whichever version is imported; what it has changed.
+
+    ``more``: sizes in MiB that only the present one knows.
+    """
     sizes = {"queue_bytes": queue_mib, "results_bytes": 64, "events_bytes": 64, "dead_bytes": 16, "jobs_bytes": 32}
-    limits = json.dumps({name: size * _bus.MIB for name, size in {**sizes, "telemetry_bytes": 16}.items()})
+    limits = json.dumps({name: size * _bus.MIB for name, size in {**sizes, "telemetry_bytes": 16, **more}.items()})
     words = ["topology", "apply", "--gpus", ",".join(GPUS), "--limits", limits, "--server", pool.bus.url]
     words += ["--key", str(pool.bus.credentials("admin", "setup"))]
     done = subprocess.run(
@@ -155,7 +158,8 @@ def test_an_upgrade_with_jobs_in_flight_loses_nothing(
             results = maestro.as_completed(handles)
             found = [await anext(results) for _number in range(6)]
 
-            assert "max_bytes" in await asyncio.to_thread(apply_topology, pool, 64), "the streams are migrated"
+            changed = await asyncio.to_thread(apply_topology, pool, 64, logs_bytes=64)
+            assert "max_bytes" in changed and _bus.STREAM_LOGS in changed, "the streams are migrated"
             machines.new.start()
             if how == "killed":
                 await asyncio.to_thread(machines.old.kill9)

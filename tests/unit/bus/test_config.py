@@ -97,7 +97,16 @@ def test_the_streams_always_fit_into_the_store_and_the_store_into_its_share(disk
     store = _nats_config.room(disk, share)
     limits = _nats_config.fitted(_bus.Limits(), store)
     assert limits.total <= store <= disk * share
+    assert limits.logs_bytes <= limits.queue_bytes
     assert limits.results_age == _bus.Limits().results_age
+
+
+def test_long_outputs_are_gone_before_an_id_can_come_again_and_never_stop_a_job() -> None:
+    streams = _bus.topology([]).streams
+    outputs, results = streams[_bus.STREAM_LOGS], streams[_bus.STREAM_RESULTS]
+    assert 0 < outputs["max_age"] < results["max_age"]
+    assert (outputs["discard"], outputs["max_msgs_per_subject"]) == ("old", 1)
+    assert 0 < outputs["max_bytes"] < results["max_bytes"]
 
 
 def test_replicas_follow_the_number_of_servers() -> None:

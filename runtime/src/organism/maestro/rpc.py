@@ -47,6 +47,7 @@ from organism.maestro.conductor import Conductor
 from organism.maestro.dead import Dead
 from organism.maestro.endings import Stored as Verdict
 from organism.maestro.history import history
+from organism.maestro.kept_log import LOG_TIMEOUT, kept_log
 from organism.maestro.ledger import Job
 from organism.maestro.listeners import Listeners
 
@@ -54,8 +55,6 @@ log = logging.getLogger(__name__)
 
 ANSWER_LIMIT = 1024 * 1024
 """Bytes of results in one answer to ``wait``."""
-LOG_TIMEOUT = 10.0
-"""Seconds that a worker has to read a piece of a log."""
 
 Handler = Callable[[str, Any], Awaitable[msgspec.Struct]]
 
@@ -258,7 +257,7 @@ class Rpc:
             result = await self._result(user, request.task_id)
             if result is None:
                 raise self._unknown(request.task_id)
-            return await self._kept_log(result, request) or _result_log(result, request)
+            return await kept_log(self.conductor, result, request) or _result_log(result, request)
         offset = request.offset if request.attempt in (0, job.attempt) else 0
         if job.phase != "assigned" or job.gpu is None:
             return LogsReply(next_offset=0, state=self._info(job).state, attempt=job.attempt)
@@ -274,30 +273,6 @@ class Rpc:
             return LogsReply(next_offset=offset, state=job.state, attempt=attempt)
         return LogsReply(
             text=reply.text, next_offset=reply.next_offset, eof=reply.eof, state=job.state, attempt=attempt
-        )
-
-    async def _kept_log(self, result: Result, request: LogsRequest) -> LogsReply | None:
-        """A piece of the whole output of a finished job whose result has head and tail only: its last worker keeps it
-        for KEEP_HOURS. None when nothing was left out, or the worker or its copy is gone."""
-        text = str(result.data.get(request.stream) or "")
-        total = int(result.data.get(f"{request.stream}_bytes") or 0)
-        gpu = result.data.get("gpu_id")
-        if not gpu or total <= len(text.encode()):
-            return None
-        offset = request.offset if request.attempt in (0, result.attempts) else 0
-        order = Control(
-            op="logs", task_id=result.task_id, attempt=result.attempts, stream=request.stream, offset=offset
-        )  # fmt: skip
-        try:
-            answer = await self.conductor.nc.ask(_bus.control_subject(gpu), messages.encode(order), timeout=LOG_TIMEOUT)
-            reply = messages.decode(answer.data, ControlReply)
-        except (BusError, messages.BadMessage) as problem:
-            log.info("the whole output of %s is not to be had of %s: %s", result.task_id, gpu, problem)
-            return None
-        if not reply.ok:
-            return None
-        return LogsReply(
-            text=reply.text, next_offset=reply.next_offset, eof=reply.eof, state=result.state, attempt=result.attempts
         )
 
     async def explain(self, user: str, request: TaskRequest) -> rpc_types.ExplainReply:
@@ -359,7 +334,7 @@ class Rpc:
         conductor = self.conductor
         site = conductor.site
         server = conductor.nc.connected_server_version
-        names = (_bus.STREAM_WQ, _bus.STREAM_RESULTS, _bus.STREAM_EVENTS, _bus.STREAM_DLQ)
+        names = (_bus.STREAM_WQ, _bus.STREAM_RESULTS, _bus.STREAM_EVENTS, _bus.STREAM_DLQ, _bus.STREAM_LOGS)
         return InfoReply(
             version=site.version,
             types=sorted(site.policy.types),

@@ -19,8 +19,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from organism._version import VERSION
-from organism.bus.connection import connect
+from organism.bus.connection import BusClient, connect
 from organism.bus.errors import BusError
+from organism.bus.jetstream import JetStream
 from organism.bus.pull import PullConsumer
 from organism.core import _bus, _policy
 from organism.core._keyvalue import Settings, SettingsError
@@ -41,6 +42,7 @@ from organism.worker.service import Pace, Worker
 from organism.worker.state import WorkerState
 from organism.worker.store import Disk, Owner, TaskStore
 from organism.worker.systemd import SystemdLauncher
+from organism.worker.uploader import Uploader
 
 log = logging.getLogger("organism.worker")
 
@@ -158,6 +160,12 @@ def build_runner(settings: Settings, root: Root, gpu: str) -> Runner:
     )
 
 
+def uploader_of(settings: Settings, bus: BusClient, runner: Runner, cache: CacheUse) -> Uploader | None:
+    """None where a site keeps long outputs on the workers alone."""
+    rate = settings.number("LOG_UPLOAD_MB_SEC") * 1024 * 1024
+    return Uploader(JetStream(bus), runner.settings.gpu, runner.store, cache, rate) if rate else None
+
+
 async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) -> int:
     runner = build_runner(settings, root, gpu)
     loop = asyncio.get_running_loop()
@@ -195,7 +203,8 @@ async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) ->
             orders = PullConsumer(bus, _bus.STREAM_WQ, _bus.run_consumer(gpu))
             use = CacheUse(root.path(settings.text("RAM_ROOT")), gpu)
             exporter = Exporter(root, settings.text("TEXTFILE_COLLECTOR"), state)
-            worker = Worker(bus, orders, state, runner, pace, use, exporter)
+            uploader = uploader_of(settings, bus, runner, use)
+            worker = Worker(bus, orders, state, runner, pace, use, exporter, uploader)
             await worker.prepare()
             await bus.listen(_bus.control_subject(gpu), worker.control)
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from organism.bus.outputs import incomplete
+
 LOG_CHUNK = 64 * 1024
 """Bytes that one look at a log returns at most."""
 _NOTICE_BYTES = 80
@@ -142,17 +144,6 @@ def read_log(path: Path, offset: int, *, finished: bool, limit: int = LOG_CHUNK)
     finally:
         os.close(descriptor)
     if not (finished and start + len(data) >= size):
-        data = data[: len(data) - _incomplete(data)]
+        data = data[: len(data) - incomplete(data)]
     following = start + len(data)
     return data.decode("utf-8", "replace"), following, finished and following >= size
-
-
-def _incomplete(data: bytes) -> int:
-    """How many bytes at the end are the beginning of a UTF-8 character that continues later (0 to 3)."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0b1100_0000 == 0b1000_0000:  # a continuation: look further back
-            continue
-        length = 4 if byte >> 3 == 0b11110 else 3 if byte >> 4 == 0b1110 else 2 if byte >> 5 == 0b110 else 1
-        return back if length > back else 0
-    return 0

@@ -32,6 +32,7 @@ from organism.worker.reporter import Reporter
 from organism.worker.runner import Runner, Stop, Stuck
 from organism.worker.state import WorkerState
 from organism.worker.store import Attempt
+from organism.worker.uploader import Uploader
 from organism.worker.warm import Warm
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Worker:
         pace: Pace,
         cache: CacheUse | None = None,
         exporter: Exporter | None = None,
+        uploader: Uploader | None = None,
     ) -> None:
         self.state = state
         self.lease = Lease()
@@ -96,6 +98,7 @@ class Worker:
         self.reporter = Reporter(bus)
         self.cache = cache or CacheUse(None, state.gpu)
         self.exporter = exporter or Exporter(Root(), "", state)
+        self.uploader = uploader
         self.controller = Controller(state, runner.store, self.cache)
         self.stopping = asyncio.Event()
         self._bus = bus
@@ -148,6 +151,7 @@ class Worker:
             self._watch_progress(),
             self._report_leftovers(),
             self._clean(),
+            *([self.uploader.run()] if self.uploader is not None else []),
         ]
         tasks = [asyncio.create_task(part) for part in background]
         taking = asyncio.create_task(self._take_orders())
@@ -317,6 +321,8 @@ class Worker:
             )
         kept = attempt or self._runner.store.attempt(ref)
         if kept.path.exists():
+            if self.uploader is not None and reply.verdict in ("recorded", "duplicate"):
+                self.uploader.owe(kept, report)
             kept.acknowledge()
 
     async def _acknowledge(self, delivery: Order) -> None:

@@ -9,6 +9,7 @@
 ``work/``          the job's own directory, the only one that belongs to the user it runs as
 ``outcome.json``   the report, synced before the conductor hears of it
 ``acknowledged``   the conductor has stored the report, or does not want it
+``owed``           the whole output is still to be sent to the bus
 ``abandoned``      the worker died, or the attempt was revoked: there is no outcome and never will be
 =================  ====================================================================================================
 
@@ -36,6 +37,7 @@ from organism.core._atomic import write_atomic
 log = logging.getLogger(__name__)
 
 ORDER, OUTCOME, ACKNOWLEDGED, ABANDONED = "order.json", "outcome.json", "acknowledged", "abandoned"
+OWED = "owed"
 STREAMS = ("stdout", "stderr")
 
 
@@ -107,6 +109,14 @@ class Attempt:
     def acknowledge(self) -> None:
         """The conductor needs it no more; not synced: after a crash it is merely reported again."""
         write_atomic(self.path / ACKNOWLEDGED, b"", mode=0o600, durable=False)
+
+    def owe(self) -> None:
+        """Its whole output is to be sent to the bus. Raises OSError."""
+        write_atomic(self.path / OWED, b"", mode=0o600, durable=False)
+
+    def settle(self) -> None:
+        """Nothing of it is to be sent any more."""
+        (self.path / OWED).unlink(missing_ok=True)
 
     def abandon(self, why: str) -> None:
         write_atomic(self.path / ABANDONED, why, mode=0o600, durable=False)
@@ -210,6 +220,10 @@ class TaskStore:
             else:
                 died.append(attempt)
         return unreported, died
+
+    def owing(self) -> Iterator[Attempt]:
+        """Attempts whose whole output is still to be sent to the bus."""
+        return (attempt for attempt in self.attempts() if (attempt.path / OWED).exists())
 
     def clean(self, *, now: float, keep: int, keep_seconds: float) -> int:
         """Remove directories of closed attempts that are too old or too many; ``now`` is in Unix time.
