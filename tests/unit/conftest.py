@@ -8,9 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from organism.core._root import Root
 from organism.host import record
+
+# how long an example takes says how busy this machine is, and nothing of what is tested
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
