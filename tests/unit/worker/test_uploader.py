@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from organism.bus import messages, outputs
 from organism.bus.errors import ApiError, BusError, Unavailable
@@ -149,6 +150,10 @@ async def until_quiet(store: TaskStore, made: Uploader) -> None:
 def test_only_long_outputs_are_owed() -> None:
     assert left_out(report_of("a")) == ["stdout"]
     assert left_out(report_of("a", stdout_bytes=13)) == []
+    noise = b"\xff" * 100  # three bytes of text for each
+    head = noise[:20].decode("utf-8", "replace")
+    assert left_out(replace(report_of("a", 100), stdout=head + outputs.notice(60) + head)) == ["stdout"]
+    assert left_out(replace(report_of("a", 100), stdout=noise.decode("utf-8", "replace"))) == []
     assert left_out(report_of("a", stdout_bytes=13, stderr_bytes=1)) == ["stderr"]
 
 

@@ -26,6 +26,21 @@ PIECE = 64 * 1024
 """Bytes of a piece, all but the last."""
 LONGEST_CHARACTER = 4
 """Bytes in UTF-8."""
+_LEFT_OUT = "\n[organism: {} bytes left out; the log has them]\n"
+_PARTS = _LEFT_OUT.split("{}")
+
+
+def notice(left_out: int) -> str:
+    """What stands between head and tail in a report."""
+    return _LEFT_OUT.format(left_out)
+
+
+def is_whole(text: str, total: int) -> bool:
+    """Is this all of an output of ``total`` bytes? The length alone cannot tell: what is no UTF-8 gets longer as text.
+
+    A job that prints the notice itself is only asked for more, of which there is none.
+    """
+    return total <= len(text.encode()) and not (_PARTS[0] in text and _PARTS[1] in text)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ async def kept_log(conductor: Conductor, result: Result, request: LogsRequest) -
     text = str(result.data.get(request.stream) or "")
     total = int(result.data.get(f"{request.stream}_bytes") or 0)
     gpu = result.data.get("gpu_id")
-    if not gpu or total <= len(text.encode()):
+    if not gpu or outputs.is_whole(text, total):
         return None
     offset = request.offset if request.attempt in (0, result.attempts) else 0
     sources = [_of_worker, _of_bus]

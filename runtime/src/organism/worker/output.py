@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from organism.bus.outputs import incomplete
+from organism.bus.outputs import incomplete, notice
 
 LOG_CHUNK = 64 * 1024
 """Bytes that one look at a log returns at most."""
@@ -77,11 +77,7 @@ class Capture:
         # the tail may still be short right after the limit: its beginning is then at the end of the head
         tail = (bytes(self._head) + bytes(self._tail))[-self._half :] if self._half else b""
         left_out = self.total - 2 * self._half
-        return (
-            self._head[: self._half].decode("utf-8", "replace")
-            + f"\n[organism: {left_out} bytes left out; the log has them]\n"
-            + tail.decode("utf-8", "replace")
-        )
+        return self._head[: self._half].decode("utf-8", "replace") + notice(left_out) + tail.decode("utf-8", "replace")
 
 
 class PipeReader:

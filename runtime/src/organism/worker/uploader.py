@@ -118,7 +118,7 @@ class Uploader:
 def left_out(report: Report) -> list[str]:
     """The streams of which the report has head and tail only."""
     sizes = {"stdout": (report.stdout, report.stdout_bytes), "stderr": (report.stderr, report.stderr_bytes)}
-    return [stream for stream in STREAMS if sizes[stream][1] > len(sizes[stream][0].encode())]
+    return [stream for stream in STREAMS if not outputs.is_whole(*sizes[stream])]
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:
