@@ -73,9 +73,7 @@ def _unit(verdict: Verdict, name: str, kept: Kept, state: UnitState) -> None:
     now = _unit_state.value(state)
     runs, wanted = ("running" if each else "stopped" for each in (now["active"], kept.set["active"]))
     failed = f" ({state.result})" if state.result not in ("", "success") else ""
-    # enabled and not running when it was set up: for the boot alone, and whether it runs since then is as it may be
-    for_boot = kept.set["enabled"] == "enabled" and not kept.set["active"]
-    right = now["active"] == kept.set["active"] or (for_boot and not failed)
+    right = now["active"] == kept.set["active"] or _unit_state.booted_since(now, kept.set)
     verdict.judge(NOW, name, right, f"is {runs}{failed}, wanted {wanted}")
     found = f"is {now['enabled'] or state.load}, wanted {kept.set['enabled']}"
     enabled = _unit_state.reached({**now, "active": True}, {**kept.set, "active": True})

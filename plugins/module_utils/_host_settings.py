@@ -371,7 +371,9 @@ def _needed(key: str, aims: Aims) -> bool:
 
 def _as_recorded(key: str, now: Any, earlier: EarlierState) -> Any:
     kept = earlier.kept[key]
-    if kind(key) == "unit" and _unit_state.between(now, kept.before, kept.set):
+    if kind(key) == "unit" and (
+        _unit_state.between(now, kept.before, kept.set) or _unit_state.booted_since(now, kept.set)
+    ):
         return kept.set
     for recorded in (kept.before, kept.set):
         if recorded is not None and now is not None and met(key, now, recorded):

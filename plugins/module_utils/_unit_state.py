@@ -90,6 +90,11 @@ def between(now: Value, before: Value, aim: Value) -> bool:
     return now != before and all(now[aspect] in (before[aspect], aim[aspect]) for aspect in now)
 
 
+def booted_since(now: Value, left: Value) -> bool:
+    """Was it left enabled and not running, and does it run now? Then a boot has started it, and nobody's hand."""
+    return bool(left["enabled"] == "enabled" and not left["active"] and now == {**left, "active": True})
+
+
 def wanted(wish: UnitWish, state: UnitState) -> Value:
     """The value that a unit shall have; what is not asked for stays as it is."""
     enabled = wish.enabled or state.unit_file

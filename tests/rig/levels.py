@@ -21,15 +21,17 @@ POOLS = {
 # What a tuned host differs in and a restored one must not: all of /etc and of the loader's folder, what the kernel
 # has, what systemd has, what the drivers have. Counters and clocks among the sysctl values are left out by name; so are
 # the masks of single interrupts, which irqbalance moves all the time on a host that is not tuned (test_irq has them).
+# The kernel computes vm.*_reserve_kbytes at each boot from what is free then; ZFS writes zpool.cache at each import.
 _CLOCKWORK = (
     "fs.dentry-state|fs.file-nr|fs.inode-nr|fs.inode-state|kernel.ns_last_pid|kernel.pty.nr|kernel.random|"
-    "kernel.spl.kmem|kernel.spl.hostid|net.netfilter.nf_conntrack_count|fs.quota|kernel.tainted|kernel.slabinfo"
+    "kernel.spl.kmem|kernel.spl.hostid|net.netfilter.nf_conntrack_count|fs.quota|kernel.tainted|kernel.slabinfo|"
+    "vm.admin_reserve_kbytes|vm.user_reserve_kbytes"
 )
 _STATE = {
     "files": """
         find /etc /boot/grub /usr/local /opt -xdev -path /boot/grub/i386-pc -prune -o -printf '%p %y %m %u:%g %l\\n' |
             sort
-        find /etc /usr/local /opt -type f -exec sha256sum {} + | sort -k 2
+        find /etc /usr/local /opt -type f ! -path /etc/zfs/zpool.cache -exec sha256sum {} + | sort -k 2
         grep -v '^#' /boot/grub/grub.cfg | sha256sum""",
     "sysctl": f"sysctl -a 2>&1 | grep -Ev '^({_CLOCKWORK})' | sort",
     "units": "systemctl list-unit-files --no-legend | grep -v transient | sort; systemctl --failed --no-legend --plain",

@@ -256,6 +256,22 @@ def test_a_unit_that_was_left_half_way_is_taken_back(host: Host) -> None:
     assert host.units["a.service"] == Unit("enabled", "active")
 
 
+def test_a_unit_that_a_boot_has_started_is_still_as_it_was_left(host: Host) -> None:
+    host.units = {"a.service": Unit("disabled", "inactive")}
+    host.call(units=[{"name": "a.service", "enabled": "true"}])
+    host.units["a.service"].active = "active"
+    assert host.call().kept_by_others == []
+    assert host.units["a.service"] == Unit("disabled", "inactive")
+
+
+def test_a_unit_that_somebody_disabled_and_started_is_left_alone(host: Host) -> None:
+    host.units = {"a.service": Unit("static", "inactive")}
+    host.call(units=[{"name": "a.service", "enabled": "masked"}])
+    host.units["a.service"] = Unit("disabled", "active")
+    assert [kept["key"] for kept in host.call().kept_by_others] == ["unit:a.service"]
+    assert host.units["a.service"] == Unit("disabled", "active")
+
+
 def test_the_record_is_written_before_the_change(host: Host) -> None:
     host.refuses = {"/proc/sys/vm/swappiness"}
     with pytest.raises(SettingsFailed):
