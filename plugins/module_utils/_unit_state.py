@@ -91,7 +91,7 @@ def between(now: Value, before: Value, aim: Value) -> bool:
 
 
 def booted_since(now: Value, left: Value) -> bool:
-    """Was it left enabled and not running, and does it run now? Then a boot has started it, and nobody's hand."""
+    """Was it left enabled and not running, and does it run now? A boot makes that of it: it is still ours."""
     return bool(left["enabled"] == "enabled" and not left["active"] and now == {**left, "active": True})
 
 

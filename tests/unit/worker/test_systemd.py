@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from organism.worker import systemd
+from organism.worker import runner, systemd
 from organism.worker.launch import Ending, Launch
 from organism.worker.process import JobUser
 from organism.worker.sandbox import SystemdLimits, properties
@@ -294,3 +294,34 @@ def test_a_wish_to_stop_that_overtakes_the_start_is_not_lost(
     assert asyncio.run(main()).returncode is None
     verb = "stop --no-block" if grace else "kill --signal=SIGKILL"
     assert calls.read_text().splitlines()[:4] == [f"{verb} organism-job-x.service"] * 4
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_stop_that_never_comes_through_makes_the_gpu_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Neither a unit that never appears nor a systemctl that hangs may hold the worker for ever."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\n" + ("exit 5\n" if answers else "[ $1 = stop ] || exit 5\nexec sleep 60\n"))
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(systemd, "AGAIN", 0.01)
+    monkeypatch.setattr(runner, "UNKILLABLE", 0.2)
+    made = runner.Runner(
+        runner.RunSettings("gpu0", tmp_path, kill_grace=0.1), *([None] * 3), {}, lambda _: True  # type: ignore[arg-type]  # unused
+    )  # fmt: skip
+
+    async def main() -> None:
+        started = await asyncio.create_subprocess_exec("sleep", "60")
+        process = SystemdProcess("organism-job-x.service", started, tmp_path / "status", "sleep")
+        stop = runner.Stop()
+        stop.ask("cancelled", "")
+        try:
+            async with asyncio.timeout(60):
+                with pytest.raises(runner.Stuck, match="did not end"):
+                    await made._until_end(process, stop, 60)
+        finally:
+            started.kill()
+            await asyncio.wait({process.ended})
+
+    asyncio.run(main())

@@ -160,7 +160,7 @@ def look(store: Path, url: str) -> Look:
 
 
 def remove_leftover(store: Path, said: str) -> bool:
-    """Whether the server complained of its own test directory, which is gone now. Raises OSError when it stays."""
+    """Whether the server complained of its own test directory and that was removed. Raises OSError when it stays."""
     found = _LEFTOVER.search(said)
     if found is None:
         return False
@@ -168,7 +168,7 @@ def remove_leftover(store: Path, said: str) -> bool:
     try:
         place.rmdir()
     except FileNotFoundError:
-        return True  # the server has been quicker
+        return False  # the server has been quicker, or has its store elsewhere
     log.warning("%s is removed: nats-server was killed while it started, and took it for an account", place)
     return True
 

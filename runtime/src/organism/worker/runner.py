@@ -314,8 +314,12 @@ class Runner:
             if not wish.done():
                 stop.ask("timeout", f"no end after {timeout:g} s")
             grace = self.settings.kill_grace
-            await process.stop(grace)
-            await asyncio.wait({end}, timeout=grace + UNKILLABLE)
+            stopping = asyncio.create_task(process.stop(grace))
+            await asyncio.wait({end, stopping}, timeout=grace + UNKILLABLE, return_when=asyncio.FIRST_EXCEPTION)
+            if stopping.done():
+                stopping.result()
+            else:  # a service manager that does not answer
+                stopping.cancel()  # not awaited: CPython 3.11 hangs in a process's start that is cancelled
             if not end.done():
                 raise Stuck(f"processes of the job did not end {UNKILLABLE:g} s after SIGKILL (stuck in the kernel?)")
             return end.result()
