@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "whole: boots and reboots the rig (left out by ./run test, run by ./run rig-test)"
     )
-    config.addinivalue_line("markers", "fast: of the rig tier, a first answer in some minutes (./run rig-test -m fast)")
+    config.addinivalue_line("markers", "fast: of the rig tier, what ./run test runs (by itself: rig-test -m fast)")
     config.pluginmanager.register(Account(), "organism-account")
 
 
@@ -80,6 +80,7 @@ class Account:
     def __init__(self) -> None:
         self.tiers: dict[str, Tier] = {}
         self.current = ""
+        self.started = time.monotonic()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

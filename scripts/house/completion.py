@@ -18,7 +18,8 @@ _organism_run() {
       rig) mapfile -t COMPREPLY < <(compgen -W '@RIG@' -- "$word") ;;
       rig-down) mapfile -t COMPREPLY < <(compgen -W '--name --purge' -- "$word") ;;
       chaos) mapfile -t COMPREPLY < <(compgen -W 'SUITE=guard SUITE=jobs SUITE=ram SEED= MINUTES=' -- "$word") ;;
-      bench) mapfile -t COMPREPLY < <(compgen -W 'ram' -- "$word") ;;
+      bench) mapfile -t COMPREPLY < <(compgen -W '@BENCH@' -- "$word") ;;
+      molecule) mapfile -t COMPREPLY < <(compgen -W '@MOLECULE@ -s default rig' -- "$word") ;;
       test | rig-test) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
     esac
   fi
@@ -39,7 +40,8 @@ _organism_run() {
       rig) compadd -- @RIG@ ;;
       rig-down) compadd -- --name --purge ;;
       chaos) compadd -- SUITE=guard SUITE=jobs SUITE=ram SEED= MINUTES= ;;
-      bench) compadd -- ram ;;
+      bench) compadd -- @BENCH@ ;;
+      molecule) compadd -- @MOLECULE@ -s default rig ;;
       test | rig-test) _files ;;
     esac
   fi

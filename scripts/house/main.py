@@ -72,6 +72,9 @@ RIG_VERBS = (
 )
 
 
+MOLECULE_VERBS = ("test", "create", "prepare", "check", "converge", "idempotence", "verify", "destroy", "list", "login")
+
+
 def _rig(places: Places, words: list[str]) -> int:
     setup.ensure(places, "rig")
     return _become(places, "-m", "rig", *words)
@@ -91,6 +94,11 @@ def _rig_test(places: Places, words: list[str]) -> int:
     setup.ensure(places, "test")
     os.environ["ORGANISM_RIG_WHOLE"] = "1"
     return _become(places, "-m", "pytest", "tests/rig", *words)
+
+
+def _molecule(places: Places, words: list[str]) -> int:
+    setup.ensure(places, "test")
+    return _become(places, "-m", "molecule", *words)
 
 
 def _test(places: Places, words: list[str]) -> int:
@@ -145,7 +153,10 @@ def _completion(_places: Places, words: list[str]) -> int:
     scripts = {"bash": BASH, "zsh": ZSH}
     if len(words) != 1 or words[0] not in scripts:
         raise UsageError("completion wants the name of the shell: bash or zsh")
-    sys.stdout.write(scripts[words[0]].replace("@VERBS@", " ".join(VERBS)).replace("@RIG@", " ".join(RIG_VERBS)))
+    script = scripts[words[0]]
+    for name, offered in (("VERBS", VERBS), ("RIG", RIG_VERBS), ("BENCH", proofs.BENCH), ("MOLECULE", MOLECULE_VERBS)):
+        script = script.replace(f"@{name}@", " ".join(offered))
+    sys.stdout.write(script)
     return 0
 
 
@@ -179,6 +190,7 @@ VERBS = {
     "rig": Verb("a virtual machine with a real kernel and twelve GPUs", _rig, "[up|ssh|status|...]"),
     "rig-down": Verb("take the rig down; --purge removes its image, too", _rig_down, "[--purge]"),
     "rig-test": Verb("every level on the rig, with its reboots", _rig_test, "[pytest arguments]"),
+    "molecule": Verb("a scenario of molecule/: default in the lab, rig on the rig", _molecule, "[test -s default|rig]"),
     "pvesim": Verb(
         "a simulated Proxmox VE node by hand (docs/pvesim.md); --help tells more", _pvesim, "[--port 8006 ...]"
     ),

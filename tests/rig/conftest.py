@@ -3,13 +3,15 @@
 """The rig tier: a real kernel in a virtual machine. Skipped aloud where no QEMU or image builder can be had.
 
 `./run rig-test` runs it; tests marked `whole` boot and reboot, the others start from the snapshot. Those marked `fast`
-are a first answer (`./run rig-test -m fast`): some minutes once the machine is built.
+are a first answer, and part of `./run test`: some minutes once the machine is built, which takes some more. It leaves
+them out, aloud, when it has run for long already, so that a slow machine's clock is not spent on them.
 The tests' rigs have names of their own, so they never meet one that the user has up; image and snapshot are shared.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +23,21 @@ from rig.driver import Rig
 from rig.errors import Unavailable
 from rig.hardware import Machine
 
+START_UNTIL = 42 * 60.0  # s after the start of `./run test`: on time for a clock of an hour
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("ORGANISM_RIG_WHOLE"):
         return
-    # from an empty cache the image, ZFS for its kernel and the snapshot take longer than all other tiers together
     for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.skip(reason="a virtual machine has to be built first: ./run rig-test runs it"))
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("fast") is None:
+            item.add_marker(pytest.mark.skip(reason="reboots and whole levels take hours: ./run rig-test runs it"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    spent = time.monotonic() - item.config.pluginmanager.get_plugin("organism-account").started
+    if spent > START_UNTIL and not os.environ.get("ORGANISM_RIG_WHOLE"):
+        pytest.skip(f"this run has taken {spent / 60:.0f} min already: ./run rig-test -m fast runs it by itself")
 
 
 @pytest.fixture(scope="session")
