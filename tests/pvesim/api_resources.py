@@ -34,6 +34,7 @@ def register(router: Router) -> None:
     router.on("POST", "/storage", perm("/storage", "Datastore.Allocate"))(add_storage)
     router.on("GET", "/storage/{storage}", perm("/storage/{storage}", "Datastore.Allocate"))(storage)
     router.on("PUT", "/storage/{storage}", perm("/storage", "Datastore.Allocate"))(change_storage)
+    router.on("DELETE", "/storage/{storage}", perm("/storage", "Datastore.Allocate"))(remove_storage)
     router.on("GET", "/nodes/{node}/storage", ALL)(node_storages)
     router.on("GET", "/nodes/{node}/storage/{storage}/status", SEES_STORAGE)(storage_status)
     router.on("GET", "/nodes/{node}/storage/{storage}/content", SEES_STORAGE)(storage_content)
@@ -242,6 +243,14 @@ def storage(call: Call) -> dict[str, Any]:
 
 def add_storage(call: Call) -> dict[str, Any]:
     kind, name = call.text("type"), call.text("storage")
+    if kind == "zfspool":
+        _only(call, "storage", "type", "pool", "content", "sparse")
+        content = set(split(call.text("content", "images,rootdir")))
+        if alien := sorted(content - {"images", "rootdir"}):
+            raise Unknown(f"{alien[0]} on a zfspool")
+        options = {"pool": call.text("pool"), **({"sparse": 1} if call.flag("sparse") else {})}
+        call.node.storages.add(name, kind, content, call.node.top / "zfs" / name, **options)
+        return {"storage": name, "type": kind}
     if kind != "dir":
         raise Unknown(f"making a storage of type {kind}")
     _only(call, "storage", "type", "path", "content")
@@ -253,10 +262,16 @@ def add_storage(call: Call) -> dict[str, Any]:
 
 def change_storage(call: Call) -> dict[str, Any]:
     each = call.node.storages.find(call.text("storage"))
-    _only(call, "storage", "content")
+    _only(call, "storage", "content", *(["sparse"] if each.kind == "zfspool" else []))
+    if "sparse" in call.params:
+        each.options["sparse"] = int(call.flag("sparse"))
     if "content" in call.params:
         each.content = set(split(call.text("content")))
     return {"storage": each.id, "type": each.kind}
+
+
+def remove_storage(call: Call) -> None:
+    call.node.storages.remove(call.text("storage"))
 
 
 def _only(call: Call, *names: str) -> None:

@@ -53,6 +53,11 @@ class Storages:
             (path / folder).mkdir(parents=True, exist_ok=True)
         return made
 
+    def remove(self, name: str) -> None:
+        """The entry; what lies there stays. Raises Died."""
+        with self.lock:
+            del self.by_id[self.find(name).id]
+
     def find(self, name: str) -> Storage:
         if name not in self.by_id:
             raise Died(f"storage '{name}' does not exist")

@@ -284,6 +284,33 @@ def test_content_of_a_storage_is_added(pve: Pve) -> None:
     assert not _pve_storage.allow(pve, "local", ["import", "snippets"], check=False).difference.changed
 
 
+def test_a_pool_becomes_a_storage_and_goes_again(pve: Pve, vmid: int) -> None:
+    pool, kinds = f"fast/organism/{vmid}", ["images", "rootdir"]
+    name = f"vmdata{vmid}"
+    foretold = _pve_storage.offer(pve, name, pool, kinds, sparse=True, check=True)
+    assert name not in [each["storage"] for each in pve.get("/storage")]
+    done = _pve_storage.offer(pve, name, pool, kinds, sparse=True, check=False)
+    assert done.difference == foretold.difference and done.difference.changed
+    shown = pve.get(f"/storage/{name}")
+    assert (shown["type"], shown["pool"], int(shown["sparse"])) == ("zfspool", pool, 1)
+    assert set(shown["content"].split(",")) == set(kinds)
+    assert not _pve_storage.offer(pve, name, pool, kinds, sparse=True, check=False).difference.changed
+    thick = _pve_storage.offer(pve, name, pool, kinds, sparse=False, check=False)
+    assert thick.difference.changed and not int(pve.get(f"/storage/{name}").get("sparse") or 0)
+
+    converge(pve, request(vmid, {}, {"scsi0": f"{name}:1"}, name=f"tenant{vmid}"))
+    held = _pve_storage.volumes(pve, "pve1", name)
+    assert held == [f"{name}:vm-{vmid}-disk-0"]
+    with pytest.raises(PveRefused, match=f"it holds {held[0]}; move or remove"):
+        _pve_storage.withdraw(pve, name, pool, held, check=False)
+    pve.wait(pve.delete(f"/nodes/pve1/qemu/{vmid}"), 60)
+    assert _pve_storage.volumes(pve, "pve1", name) == []
+    assert _pve_storage.withdraw(pve, name, pool, [], check=True).difference.changed
+    assert _pve_storage.withdraw(pve, name, pool, [], check=False).difference.changed
+    assert name not in [each["storage"] for each in pve.get("/storage")]
+    assert not _pve_storage.withdraw(pve, name, pool, [], check=False).difference.changed
+
+
 @pytest.mark.parametrize(
     ("wishes", "told"),
     [

@@ -47,3 +47,26 @@ def test_files_on_a_storage_without_a_folder_are_refused(stored: dict[str, Any])
     stored.update(type="zfspool", path=None)
     with pytest.raises(PveRefused, match=r"storage local \(zfspool\) has no folder for snippets"):
         _pve_storage.allow(FakePve(), "local", ["snippets"], check=False)
+
+
+POOL = "fast/organism/vmdata"
+
+
+@pytest.mark.parametrize("alien", ["snippets", "iso"])
+def test_a_pool_holds_no_files(alien: str) -> None:
+    pve = FakePve()
+    with pytest.raises(PveRefused, match=f"images and rootdir, and not {alien}"):
+        _pve_storage.offer(pve, "vmdata", POOL, ["images", alien], sparse=True, check=False)
+    assert pve.calls == []
+
+
+def test_a_name_that_is_something_else_is_refused(stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROUTES["GET"], "/storage", lambda pve, params: [{"storage": "local", **stored}])
+    pve = FakePve()
+    for call in (
+        lambda: _pve_storage.offer(pve, "local", POOL, ["images"], sparse=True, check=False),
+        lambda: _pve_storage.withdraw(pve, "local", POOL, [], check=False),
+    ):
+        with pytest.raises(PveRefused, match=rf"is there as dir /var/lib/vz, and not as zfspool {POOL}"):
+            call()
+    assert pve.writes == []
