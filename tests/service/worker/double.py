@@ -119,6 +119,7 @@ class Conductor:
         incarnation: str = "",
         attempt: int = 1,
         timeout: float = 60,
+        on_disk: bool = False,
         **spec: Any,
     ) -> RunOrder:
         order = RunOrder(
@@ -131,6 +132,7 @@ class Conductor:
             timeout=timeout,
             spec=JobSpec(**spec),
             enq_seq=1,
+            on_disk=on_disk,
         )
         await self.js.publish(_bus.run_subject(gpu), messages.encode(order), msg_id=f"{task_id}:{attempt}")
         return order

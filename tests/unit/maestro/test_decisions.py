@@ -85,6 +85,15 @@ def test_a_stopping_worker_costs_nothing_and_a_lost_one_a_loss() -> None:
     assert "silence" in final.reason
 
 
+def test_a_job_that_outgrows_the_cache_in_ram_goes_to_the_disk_once_and_pays_nothing() -> None:
+    full = report(error="cache_full", returncode=1)
+    assert outcome.of_report(job(tries=2), full, RULES) == Again("cache_full", 0.0)
+    assert outcome.of_report(job(tries=1, on_disk=True), full, RULES) == Again("cache_full", 4.0)
+    final = outcome.of_report(job(tries=2, on_disk=True), full, RULES)
+    assert isinstance(final, Final)
+    assert (final.state, final.error) == ("failed", "cache_full")
+
+
 def test_what_a_worker_refuses_is_dead() -> None:
     final = outcome.of_report(job(), report(error="refused", message="no such type"), RULES)
     assert isinstance(final, Final)

@@ -86,7 +86,7 @@ class Server:
         job = self._pick(number, "assigned")
         if job is None:
             return
-        kind = number % 3
+        kind = number % 4
         journal = Journal(
             ts=stamp(self.now),
             kind="retry",
@@ -95,7 +95,7 @@ class Server:
             attempt=job.attempt,
             lost=kind == 0,
             gpu=job.gpu,
-            err=("lost", "exit", "shutdown")[kind],
+            err=("lost", "exit", "shutdown", "cache_full")[kind],
             not_before=stamp(self.now + 5) if kind == 1 else "",
         )
         stored = self._write(_bus.journal_subject(), messages.encode(journal))
@@ -170,8 +170,8 @@ class Server:
 def essence(ledger: Ledger) -> dict[int, tuple[Any, ...]]:
     return {
         seq: (
-            job.task_id, job.phase, job.attempt, job.tries, job.lost, job.gpu, job.incarnation, job.excluded,
-            job.digest, round(job.not_before, 2), [event.n for event in job.lasting()],
+            job.task_id, job.phase, job.attempt, job.tries, job.lost, job.gpu, job.incarnation, job.on_disk,
+            job.excluded, job.digest, round(job.not_before, 2), [event.n for event in job.lasting()],
         )
         for seq, job in ledger.jobs.items()
     }  # fmt: skip
@@ -204,6 +204,16 @@ def test_a_replay_knows_what_the_predecessor_knew(history: list[tuple[str, int]]
         for job in server.ledger.jobs.values():
             if job.lost and job.phase == "waiting" and job.err == "lost":
                 assert (job.gpu, job.incarnation) in left.ledger.buried
+
+
+def test_the_first_attempt_that_finds_the_cache_full_costs_nothing_and_the_next_ones_work_on_disk() -> None:
+    server = Server()
+    server.submit(0)
+    (job,) = server.ledger.jobs.values()
+    for tries, excluded in ((0, None), (1, "gpu0")):
+        server.dispatch(0)
+        server.retry(3)
+        assert (job.on_disk, job.tries, job.excluded, job.lost) == (True, tries, excluded, 0)
 
 
 def submitted(ledger: Ledger, seq: int = 1, **spec: Any) -> Job:

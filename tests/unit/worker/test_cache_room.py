@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 
 from organism.bus.messages import JobSpec, RunOrder, TaskRef
 from organism.core._ramlayer_spill import lock_files
+from organism.worker import cache_full
 from organism.worker import store as stores
+from organism.worker.cache_full import CacheFull
 from organism.worker.cache_use import CacheBusyError, CacheUse
 from organism.worker.sandbox import SystemdLimits, properties
 from organism.worker.store import Disk, Owner, Taken, TaskStore
@@ -148,6 +151,63 @@ def test_an_attempt_has_one_directory(store: TaskStore, tmp_path: Path, monkeypa
     second = begun(store, "a")
     assert not first.path.exists()
     assert store.attempt(first.ref).path == second.path
+
+
+def room(monkeypatch: pytest.MonkeyPatch, store: TaskStore, *, cache: tuple[int, int], disk: int) -> None:
+    """``cache``: free blocks and inodes of 1,000 each; ``disk``: its free blocks."""
+    assert store.disk is not None
+    told = {store.top.parent: (1000, *cache), store.disk.top.parent: (100_000, disk, 1000)}
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        blocks, free, inodes = told[path]
+        return os.statvfs_result((4096, 4096, blocks, free, free, 1000, inodes, inodes, 0, 255))
+
+    monkeypatch.setattr(cache_full.os, "statvfs", statvfs)
+    monkeypatch.setattr(Path, "is_mount", lambda _path: True)
+
+
+@pytest.mark.parametrize(
+    ("cache", "disk", "error", "said", "blamed"),
+    [
+        ((9, 900), 50_000, "exit", "", True),
+        ((900, 9), 50_000, "signal", "", True),  # inodes are space too
+        ((900, 900), 50_000, "exit", "cp: write error: No space left on device", True),
+        ((900, 900), 50_000, "exit", "Error: (os error 28)", True),
+        ((900, 900), 50_000, "exit", "bad", False),
+        ((9, 900), 999, "exit", "", False),  # the disk would not help
+        ((9, 900), 50_000, None, "", False),
+        ((9, 900), 50_000, "timeout", "No space left on device", False),
+        ((9, 900), 50_000, "disk", "", False),  # its own limit
+    ],
+)
+def test_whose_fault_a_failure_in_the_cache_is(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch, cache: tuple[int, int], disk: int, error: str | None, said: str,
+    blamed: bool,
+) -> None:  # fmt: skip
+    room(monkeypatch, store, cache=cache, disk=disk)
+    inside = CacheFull(store, stores.Attempt(store.top, TaskRef("a", 1)))
+    assert bool(inside.blames(error, ("", said))) is blamed
+    assert store.disk is not None
+    outside = CacheFull(store, stores.Attempt(store.disk.top, TaskRef("a", 1)))
+    assert outside.blames(error, ("", said)) == ""
+
+
+def test_a_cache_that_was_full_for_a_moment_is_remembered(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    room(monkeypatch, store, cache=(0, 900), disk=50_000)
+    running = CacheFull(store, stores.Attempt(store.top, TaskRef("a", 1)))
+    running.look()
+    room(monkeypatch, store, cache=(900, 900), disk=50_000)
+    assert running.blames("exit", ()).endswith("the next attempt works on disk")
+
+
+def test_an_attempt_goes_to_the_disk_when_it_is_told_to(
+    store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(monkeypatch, 0)
+    ref = TaskRef("a", 2)
+    assert store.place(ref, on_disk=True).path == tmp_path / "data/gpu0/jobs/a/2"
+    # a worker without a disk below its cache has one place only
+    assert TaskStore(tmp_path / "cache").place(ref, on_disk=True).path == tmp_path / "cache/tasks/a/2"
 
 
 def test_the_order_in_hand_is_noted_where_there_is_room(store: TaskStore, tmp_path: Path) -> None:

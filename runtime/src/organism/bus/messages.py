@@ -144,6 +144,8 @@ class RunOrder(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Why this job went before one that strict order would have put first."""
     also: list[Identifier] = []
     """Further GPUs of the same host that are the job's while it runs (`gpus`)."""
+    on_disk: bool = False
+    """Its directory belongs on disk: an earlier attempt found the GPU's cache in RAM full."""
 
 
 class Device(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -251,7 +253,8 @@ class Report(msgspec.Struct, omit_defaults=True, kw_only=True):
     error: str | None = None
     """``exit`` (returncode not 0), ``timeout``, ``signal``, ``start`` (could not be started), ``refused`` (type or
     argument not allowed on this worker), ``disk`` (it has written more than it may), ``cancelled``, ``shutdown``
-    (worker is stopping; costs the job no retry)."""
+    (worker is stopping; costs the job no retry), ``cache_full`` (it outgrew the GPU's cache in RAM; the first time it
+    costs no retry, and the next attempt works on disk)."""
     message: str = ""
     stdout: str = ""
     stderr: str = ""

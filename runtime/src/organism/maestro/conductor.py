@@ -53,6 +53,7 @@ class _Dispatch(msgspec.Struct, kw_only=True):
     enq_seq: int
     reason: str
     also: list[str]
+    on_disk: bool
 
 
 class Conductor(Endings):
@@ -251,6 +252,7 @@ class Conductor(Endings):
             enq_seq=job.seq,
             reason=reason,
             also=list(job.also),
+            on_disk=job.on_disk,
         )
 
         def done(result: Outcome) -> None:

@@ -93,6 +93,8 @@ class Job:
     gpu: str | None = None
     """Where the present or last attempt went."""
     incarnation: str = ""
+    on_disk: bool = False
+    """An attempt found the cache in RAM full: the next ones work on disk."""
     excluded: str | None = None
     """Where it failed last: tried again there only when no other GPU would do."""
     not_before: float = 0.0
@@ -263,11 +265,13 @@ class Ledger:
             if job.gpu is not None and job.also:
                 ref = TaskRef(job.task_id, job.attempt)
                 self.orphans[ref] = (job.gpu, job.incarnation, job.also, time + job.timeout)
-        elif journal.err != "shutdown":
+        free = journal.err == "shutdown" or (journal.err == "cache_full" and not job.on_disk)
+        if not journal.lost and not free:
             job.tries += 1
+        job.on_disk = job.on_disk or journal.err == "cache_full"
         job.phase, job.also = "waiting", ()
         job.err = journal.err
-        job.excluded = None if journal.err == "shutdown" else job.gpu
+        job.excluded = None if free else job.gpu
         job.not_before = messages.seconds_since_epoch(journal.not_before) if journal.not_before else 0.0
         job.event(RETRY, "retry", time, err=journal.err)
         return job

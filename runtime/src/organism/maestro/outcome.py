@@ -56,6 +56,8 @@ def of_report(job: Job, report: Report, rules: Rules) -> Final | Again:
         return Final("done", None, f"done on {report.gpu_id}", data)
     if report.error == "shutdown":
         return Again("shutdown", 0.0)
+    if report.error == "cache_full" and not job.on_disk:
+        return Again("cache_full", 0.0)
     if report.error == "cancelled":
         # nobody cancelled it here: the worker stopped it for a reason of its own, such as an expired lease
         return of_loss(job, "the worker stopped it", rules)

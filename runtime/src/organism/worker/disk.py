@@ -48,6 +48,8 @@ class DiskGuard:
         self._tops = tuple(top for top in tops if not any(top != other and top.is_relative_to(other) for other in tops))
         self._uid = uid
         self._since = since
+        self.short = False
+        """The last look found a file system short of room, not the job's own limit passed."""
 
     def look(self) -> str:
         """Why the job has to end, or nothing. It may take long on a large tree: for a thread. Raises OSError."""
@@ -65,6 +67,7 @@ class DiskGuard:
             if taken.bytes > reserve * status.f_blocks * status.f_frsize or taken.files > reserve * (
                 status.f_files or float("inf")
             ):
+                self.short = True
                 return (
                     f"it has filled the disk with {taken.bytes // MIB} MiB in {taken.files} files "
                     f"(less than JOB_DISK_FREE_PERCENT of {limits.free_percent:g} % is left)"
@@ -86,14 +89,14 @@ class DiskGuard:
             taken.bytes += status.st_blocks * 512
         return taken
 
-    def wipe(self) -> None:
-        """Remove these files, once the job has ended; directories stay. Raises OSError."""
+    def wipe(self, only: Path | None = None) -> None:
+        """Remove these files (``only``: those below it), once the job has ended; directories stay. Raises OSError."""
 
         def remove(parent: int, name: str, status: os.stat_result) -> None:
             if not stat.S_ISDIR(status.st_mode):
                 os.unlink(name, dir_fd=parent)
 
-        for top in self._tops:
+        for top in self._tops if only is None else (only,):
             self._each(top, remove)
 
     def _each(self, top: Path, act: Callable[[int, str, os.stat_result], None]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from organism.bus import messages
 from organism.bus.messages import Report, RunOrder, TaskRef
+from organism.worker.cache_full import CacheFull
 from organism.worker.devices.base import Backend, Binding, DeviceError, together
 from organism.worker.disk import DiskGuard, DiskLimits
 from organism.worker.handlers import SCRIPT, Handler
@@ -27,7 +28,7 @@ from organism.worker.store import Attempt, OutsideError, Taken, TaskStore
 
 log = logging.getLogger(__name__)
 
-Why = Literal["cancelled", "shutdown", "timeout", "disk", "discard"]
+Why = Literal["cancelled", "shutdown", "timeout", "disk", "cache_full", "discard"]
 """Why a running job is stopped: ``discard`` means that nobody wants its report (revoked, or this worker was reset)."""
 
 VALUE_LIMIT = 256 * 1024
@@ -159,7 +160,7 @@ class Runner:
         begun = messages.now()
         attempt = self.store.attempt(TaskRef(order.task_id, order.attempt))
         try:
-            attempt = self.store.place(attempt.ref)
+            attempt = self.store.place(attempt.ref, on_disk=order.on_disk)
             attempt.create(Taken(order=order, incarnation=order.incarnation, started=begun), self.store.owner)
             cwd = attempt.inside(order.spec.cwd)
             env = self._environment(order, attempt)
@@ -167,17 +168,18 @@ class Runner:
         except OutsideError as error:
             return self._finish(attempt, self.report(order, error="refused", message=str(error)))
         except (OSError, DeviceError) as error:
-            return self._finish(attempt, self.report(order, error="start", message=f"job directory or device: {error}"))
+            return self._not_begun(order, attempt, f"job directory or device: {error}")
         started()
         limits = {"report_bytes": self.settings.report_bytes, "file_bytes": self.settings.log_bytes}
         try:
             captures = [Capture(attempt.log(stream), **limits) for stream in ("stdout", "stderr")]
         except OSError as error:
-            return self._finish(attempt, self.report(order, error="start", message=f"log files: {error}"))
+            return self._not_begun(order, attempt, f"log files: {error}")
         self.device.busy(True)
+        guard, ram = self._disk_guard(attempt), CacheFull(self.store, attempt)
         try:
             with captures[0] as out, captures[1] as err:
-                ending, notes = await self._supervise(order, argv, env, cwd, attempt, (out, err), stop)
+                ending, notes = await self._supervise(order, argv, env, cwd, attempt, (out, err), stop, guard, ram)
         finally:
             self.device.busy(False)
         if stop.why == "discard":
@@ -185,6 +187,11 @@ class Runner:
             return None
         value, trouble = _value(attempt.work / "value.json")
         fields = _verdict(ending, stop, order.timeout or self.settings.timeout)
+        full = ram.blames(fields["error"], (out.text(), err.text()))
+        if full:
+            fields |= {"error": "cache_full", "message": f"{fields['message']}; {full}"}
+        if fields["error"] == "cache_full":
+            notes += await _wiped(guard, attempt.work)
         notes = [note for note in (fields.pop("message"), *notes, trouble) if note]
         report = self.report(
             order,
@@ -200,6 +207,11 @@ class Runner:
             value=value,
         )
         return self._finish(attempt, report)
+
+    def _not_begun(self, order: RunOrder, attempt: Attempt, why: str) -> Report:
+        full = CacheFull(self.store, attempt).blames("start", (why,))
+        error = "cache_full" if full else "start"
+        return self._finish(attempt, self.report(order, error=error, message=f"{why}; {full}" if full else why))
 
     def _finish(self, attempt: Attempt, report: Report) -> Report:
         try:
@@ -254,6 +266,8 @@ class Runner:
         attempt: Attempt,
         captures: tuple[Capture, Capture],
         stop: Stop,
+        guard: DiskGuard,
+        ram: CacheFull,
     ) -> tuple[Ending, list[str]]:
         timeout = order.timeout or self.settings.timeout
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in captures]
@@ -272,7 +286,7 @@ class Runner:
             nodes=self._binding(order).nodes,
             hidden=tuple(top for top in (*self.settings.hidden, *self.store.tops) if top.is_dir()),
         )
-        watch = asyncio.create_task(_watch_disk(guard := self._disk_guard(attempt), stop))
+        watches = [asyncio.create_task(_watch_disk(guard, ram, stop)), asyncio.create_task(ram.watch())]
         notes: list[str] = []
         try:
             try:
@@ -281,13 +295,11 @@ class Runner:
             except LaunchError as error:
                 return Ending(None, str(error)), []
             finally:
-                watch.cancel()
-                await asyncio.wait([watch])
+                for watch in watches:
+                    watch.cancel()
+                await asyncio.wait(watches)
             if stop.why == "disk":
-                try:
-                    await asyncio.to_thread(guard.wipe)  # or it would be full for the next job as well
-                except OSError as error:
-                    notes.append(f"what it wrote could not be removed: {error}")
+                notes += await _wiped(guard)
             for reader, capture in zip(readers, captures, strict=True):
                 if not await reader.finished(PIPE_PATIENCE):
                     notes.append(f"{capture.path.name} was still open after the job's end")
@@ -337,7 +349,16 @@ def _leave(path: Path, text: str) -> Path:
     return path
 
 
-async def _watch_disk(guard: DiskGuard, stop: Stop) -> None:
+async def _wiped(guard: DiskGuard, only: Path | None = None) -> list[str]:
+    """Remove what the job wrote, or it would be full for the next one as well; returns what is to be said of it."""
+    try:
+        await asyncio.to_thread(guard.wipe, only)
+    except OSError as error:
+        return [f"what it wrote could not be removed: {error}"]
+    return []
+
+
+async def _watch_disk(guard: DiskGuard, ram: CacheFull, stop: Stop) -> None:
     """Ask for the job's end once it has taken too much."""
     clock = asyncio.get_running_loop().time
     while True:
@@ -348,7 +369,8 @@ async def _watch_disk(guard: DiskGuard, stop: Stop) -> None:
             log.warning("what the job has written cannot be measured: %s", error)
             reason = ""
         if reason:
-            stop.ask("disk", reason)
+            full = ram.offer(reason) if guard.short else ""
+            stop.ask("cache_full" if full else "disk", full or reason)
             return
         # a large tree takes long: at most a twentieth of a core for it
         await asyncio.sleep(max(DISK_EVERY, 20 * (clock() - begun)))

@@ -13,7 +13,8 @@
 ``abandoned``      the worker died, or the attempt was revoked: there is no outcome and never will be
 =================  ====================================================================================================
 
-A new attempt gets its directory on disk instead, under ``jobs`` beside the cache's base, when the cache is nearly full.
+A new attempt gets its directory on disk instead, under ``jobs`` beside the cache's base, when the cache is nearly full
+or an earlier attempt has found it full (organism.worker.cache_full).
 """
 
 from __future__ import annotations
@@ -159,12 +160,16 @@ class TaskStore:
         """Directories that hold attempts, the usual one first."""
         return [self.top] if self.disk is None else [self.top, self.disk.top]
 
-    def place(self, ref: TaskRef) -> Attempt:
-        """Where a new attempt goes: into the cache, or onto the disk when the cache is nearly full. Raises OSError."""
+    def place(self, ref: TaskRef, *, on_disk: bool = False) -> Attempt:
+        """Where a new attempt goes: into the cache, or onto the disk when the cache is nearly full. Raises OSError.
+
+        ``on_disk``: onto the disk in any case, where there is one below the cache.
+        """
         chosen = self.top
-        if self.disk is not None and _fill_percent(self.top.parent) >= self.disk.above_percent:
+        if self.disk is not None and (on_disk or _fill_percent(self.top.parent) >= self.disk.above_percent):
             chosen = self.disk.top
-            log.warning("the cache is nearly full: %s attempt %d works on disk", ref.task_id, ref.attempt)
+            why = "an earlier attempt found the cache full" if on_disk else "the cache is nearly full"
+            log.warning("%s: %s attempt %d works on disk", why, ref.task_id, ref.attempt)
         for top in self.tops:
             other = Attempt(top, ref)
             if top != chosen and other.path.exists():
