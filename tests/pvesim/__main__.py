@@ -38,6 +38,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--qemu", action="store_true", help="VMs are QEMU, not sleeping stand-ins")
     parser.add_argument("--lock-timeout", type=float, default=10.0, help="seconds (default: %(default)g, as PVE's)")
     parser.add_argument("--poll", type=float, default=0.05, help=argparse.SUPPRESS)
+    parser.add_argument("--hook-server", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     top = (given.dir or Path(tempfile.mkdtemp(prefix="pvesim-"))).absolute()
     top.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ def main(words: list[str]) -> int:
         lock_timeout=given.lock_timeout,
         poll=given.poll,
         gpus=given.gpus,
+        hook_server=given.hook_server,
     )
     service = Service(top, settings, given.host, given.port)
     if sys.stdout.isatty():

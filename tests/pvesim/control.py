@@ -39,6 +39,7 @@ class Control:
             "user": self.user,
             "reservations": self.reservations,
             "machines": self.machines,
+            "starts": self.starts,
             "lock": self.lock,
             "set-ha": self.set_ha,
             "ha": self.ha_states,
@@ -128,6 +129,13 @@ class Control:
         with self.node.guard:
             found = list(self.node.machines.items())
         return {str(vmid): machine.pid for vmid, machine in found if machine.running}
+
+    def starts(self) -> list[dict[str, list[str]]]:
+        """VMs with their devices that ran at the instant after each start, since this was asked last."""
+        with self.node.guard:
+            told = [{str(vmid): list(devices) for vmid, devices in each.items()} for each in self.node.starts]
+            self.node.starts.clear()
+        return told
 
     def lock(self, vmid: int, lock: str | None) -> None:
         """Set or take away ``lock:`` in a VM's configuration."""

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 
+from . import warm
 from .errors import ApiError, Died
 from .node import Node
 from .tasks import Task
@@ -49,18 +50,19 @@ def run(
         say(text.rstrip("\n"))
 
 
+def _started(node: Node, words: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | warm.Child:
+    if node.settings.hook_server is not None:
+        return warm.start(node.settings.hook_server, words, environment)
+    return subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", env=environment
+    )
+
+
 def _run(node: Node, script: str, vmid: int, phase: str, task: Task | None, extra: Mapping[str, str]) -> None:
     words = [script, str(vmid), phase]
     say = task.log if task is not None else node.syslog
     try:
-        child = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={**node.environment(), **extra},
-        )
+        child = _started(node, words, {**node.environment(), **extra})
     except OSError as error:
         raise Died(f"command '{shlex.join(words)}' failed: {error.strerror}") from None
     if task is not None:

@@ -83,6 +83,7 @@ def _start(node: Node, vmid: int, conf: Conf, task: Task, *, paused: bool, migra
         raise
     with node.guard:
         node.machines[vmid] = machine
+        node.starts.append({each.vmid: each.devices for each in node.machines.values() if each.exists})
     node.reservations.reserve(addresses, vmid, pid=machine.pid)
     (node.top / f"run/qemu-server/{vmid}.cleanup").touch()
     threading.Thread(target=_watch, args=(node, machine), name=f"qmeventd-{vmid}", daemon=True).start()

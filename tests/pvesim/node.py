@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,13 +23,14 @@ from .process import Behaviour, Machine
 from .storage import Storages
 from .tasks import Tasks
 
+MAX_STARTS = 10_000
 VERSION = {"release": "9.2", "repoid": "14a22df3", "version": "9.2.11"}
 
 
 @dataclass
 class Settings:
     """``vm_kind``: ``qemu`` or ``stand-in``. ``lock_timeout``: seconds; Proxmox VE's is 10. ``poll``: seconds between
-    looks at a VM that shall stop; Proxmox VE's is 1."""
+    looks at a VM that shall stop; Proxmox VE's is 1. ``hook_server``: a socket of `warm` that runs hookscripts."""
 
     node: str = "pve1"
     root_password: str = "secret"
@@ -36,6 +38,7 @@ class Settings:
     lock_timeout: float = 10.0
     poll: float = 0.05
     gpus: int = 12
+    hook_server: Path | None = None
 
 
 @dataclass
@@ -74,6 +77,8 @@ class Node:
         self.storages = Storages(self.top)
         self.mappings = Mappings(self.top / "etc/pve/mapping/pci.cfg")
         self.machines: dict[int, Machine] = {}
+        self.starts: deque[dict[int, tuple[str, ...]]] = deque(maxlen=MAX_STARTS)
+        """Which VMs ran, with their devices, at the instant after each start."""
         self.behaviours: dict[int, Behaviour] = {}
         self.reboot_requests: set[int] = set()
         self.reservations = Reservations(self.pid, self.top / "run/qemu-server/pci-id-reservations")

@@ -54,8 +54,16 @@ class Behaviour:
 class Machine:
     """The process of one running VM."""
 
-    def __init__(self, vmid: int, process: subprocess.Popen[bytes], qmp: Path | None, behaviour: Behaviour) -> None:
+    def __init__(
+        self,
+        vmid: int,
+        process: subprocess.Popen[bytes],
+        qmp: Path | None,
+        behaviour: Behaviour,
+        devices: Sequence[str] = (),
+    ) -> None:
         self.vmid = vmid
+        self.devices = tuple(devices)
         self.process = process
         self.qmp = qmp
         self.behaviour = behaviour
@@ -69,6 +77,15 @@ class Machine:
     @property
     def running(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def exists(self) -> bool:
+        """Whether the kernel still has the process, and with it its devices; without waiting for who reaps it."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
     def press_power_button(self) -> None:
         if self.qmp is not None:
@@ -131,7 +148,8 @@ def start(
         words = _qemu(vmid, name, config, qmp, run, paused=paused)
         program = shutil.which(QEMU) or QEMU
     else:
-        words = ["/usr/bin/kvm", "-I", "-c", "import signal; signal.pause()", "-id", str(vmid), "-name", name]
+        # only what is built in is imported: storms start this very often
+        words = ["/usr/bin/kvm", "-IS", "-c", "import _signal; _signal.pause()", "-id", str(vmid), "-name", name]
         words += [word for each in devices for word in ("-device", f"vfio-pci,host={each}")]
         program = sys.executable
     if Path("/run/systemd/system").is_dir() and os.geteuid() == 0:
@@ -148,7 +166,7 @@ def start(
             )
         except FileNotFoundError as error:
             raise Died(f"start failed: {error.filename}: No such file or directory") from None
-    machine = Machine(vmid, process, qmp, behaviour)
+    machine = Machine(vmid, process, qmp, behaviour, devices)
     machine.paused = paused
     if qmp is not None:
         _answers(machine, qmp)

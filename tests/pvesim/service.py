@@ -12,7 +12,7 @@ import socketserver
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .api import router
 from .commands import Commands, Terminal
@@ -138,11 +138,12 @@ class _LocalRequest(socketserver.StreamRequestHandler):
     server: _Local
 
     def handle(self) -> None:
-        """A control operation as a line of JSON; or a command, as eight digits and so many bytes of words."""
+        """Control operations, each a line of JSON; or a command, as eight digits and so many bytes of words."""
         first = self.rfile.read(1)
-        if first == b"{":
+        while first == b"{":
             self._control(json.loads(first + self.rfile.readline()))
-        elif first:
+            first = self.rfile.read(1)
+        if first:
             size = int(first + self.rfile.read(7))
             command, *words = os.fsdecode(self.rfile.read(size)).split("\0")
             terminal = Terminal(lambda text: self._say(b"o", text), lambda text: self._say(b"e", text))
@@ -161,13 +162,33 @@ class _LocalRequest(socketserver.StreamRequestHandler):
         self.wfile.flush()
 
 
+class Line:
+    """``with Line(path) as line: line.ask("machines")``: control operations over one connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(self._path))
+        self._stream = self._socket.makefile("rb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._socket.close()
+
+    def ask(self, operation: str, **arguments: Any) -> Any:
+        """Raises OSError, RuntimeError."""
+        self._socket.sendall(json.dumps({"control": operation, "arguments": arguments}).encode() + b"\n")
+        answer = json.loads(self._stream.readline() or b'{"error": "pvesim went away"}')
+        if "error" in answer:
+            raise RuntimeError(f"pvesim {operation}: {answer['error']}")
+        return answer.get("data")
+
+
 def ask(path: Path, operation: str, **arguments: Any) -> Any:
     """One control operation. Raises OSError, RuntimeError."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(str(path))
-        server.sendall(json.dumps({"control": operation, "arguments": arguments}).encode() + b"\n")
-        line = server.makefile("rb").readline()
-    answer = json.loads(line or b'{"error": "pvesim went away"}')
-    if "error" in answer:
-        raise RuntimeError(f"pvesim {operation}: {answer['error']}")
-    return answer.get("data")
+    with Line(path) as line:
+        return line.ask(operation, **arguments)

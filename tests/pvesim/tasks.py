@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import warm
 from .access import Caller
 from .errors import ApiError, Died
 
@@ -34,7 +35,7 @@ class Task:
     exitstatus: str | None = None
     ended: float | None = None
     stop: bool = False
-    child: subprocess.Popen[bytes] | None = None
+    child: subprocess.Popen[bytes] | warm.Child | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def log(self, text: str) -> None:

@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The long chaos tier of the guard: ``./run chaos SUITE=guard [SEED=n] [COUNT=500] [KILLS=yes|no|both] [ONLY=n]``.
+"""The long chaos tier of the guard.
+
+``./run chaos SUITE=guard [SEED=n] [COUNT=500] [KILLS=yes|no|both] [ONLY=n] [JOBS=3] [MINUTES=m] [FORKED=yes|no]``
 
 Random sequences of starts, stops, backups, power-offs and crashes over six VMs and four GPUs of a simulated node, by
 the API, by qm and by our commands at once. It ends 0 when nothing was broken, else 1 with the words that show it
@@ -10,11 +12,15 @@ again.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 
 from chaos.guard.place import Place
 from chaos.guard.storm import Broken, Storm
@@ -25,24 +31,43 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     made.add_argument("--seed", type=int, help="of all sequences")
     made.add_argument("--count", type=int, default=500, help="how many sequences (default: 500)")
     made.add_argument("--kills", choices=("yes", "no", "both"), default="both", help="kill hooks (default: both)")
+    made.add_argument("--minutes", type=float, default=1e9, help="begin no sequence after so many minutes")
     made.add_argument("--only", type=int, help="only this sequence")
+    made.add_argument("--jobs", type=int, default=3, help="nodes at once, since a sequence mostly waits (default: 3)")
+    made.add_argument(
+        "--forked", choices=("yes", "no"), default="yes", help="fork hooks instead of executing them (default: yes)"
+    )
     return made.parse_args(words)
 
 
-def storm(seed: int, numbers: range, kills: bool, done: Counter[str], *, loud: bool = True) -> str | None:
-    """Play sequences; what broke first with its number, or None."""
-    with Place() as place:
+@dataclass
+class Account:
+    """What became of sequences. ``failure``: what broke first, with its number."""
+
+    sequences: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    failure: str | None = None
+
+
+def storm(seed: int, numbers: Iterable[int], kills: bool, *, forked: bool = False, minutes: float = 1e9) -> Account:
+    """Play sequences on one node, up to the first that breaks; none is begun after so many minutes."""
+    told, ends = Account(), time.monotonic() + 60 * minutes
+    with Place(forked=forked) as place:
         for number in numbers:
+            if time.monotonic() > ends:
+                break
             each = Storm(place, random.Random(f"{seed}:{number}"), kills)
             try:
                 each.run()
             except Broken as error:
-                return f"sequence {number}: {error}"
+                told.failure = f"sequence {number}: {error}"
+                break
             finally:
-                done.update(each.done)
-            if loud and number % 10 == 9:
-                print(f"  {number + 1} sequences, {done['samples']} looks, {done['kills']} kills", flush=True)
-    return None
+                told.sequences += 1
+                told.done.update(each.done)
+            if told.sequences % 10 == 0:
+                print(f"  {number}: {told.sequences} sequences, {told.done['starts']} starts", file=sys.stderr)
+    return told
 
 
 def main(words: list[str]) -> int:
@@ -56,15 +81,24 @@ def main(words: list[str]) -> int:
     for kills in {"yes": (True,), "no": (False,), "both": (False, True)}[asked.kills]:
         again = f"SUITE=guard SEED={seed} KILLS={'yes' if kills else 'no'}"
         print(f"chaos {again} COUNT={len(numbers)}", flush=True)
-        started, done = time.monotonic(), Counter[str]()
-        failure = storm(seed, numbers, kills, done)
+        started = time.monotonic()
+        jobs = max(1, min(asked.jobs, len(numbers)))
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            parts = [
+                pool.submit(storm, seed, numbers[job::jobs], kills, forked=asked.forked == "yes", minutes=asked.minutes)
+                for job in range(jobs)
+            ]
+            accounts = [part.result() for part in parts]
+        done = sum((account.done for account in accounts), Counter[str]())
         for name, count in sorted(done.items()):
             print(f"  {count:>6} {name}")
-        if failure is not None:
-            broken += 1
+        failures = [account.failure for account in accounts if account.failure is not None]
+        for failure in failures:
             print(f"BROKEN {failure}\n  again: ./run chaos {again} ONLY={failure.split()[1].rstrip(':')}")
-        else:
-            print(f"  {len(numbers)} sequences in {time.monotonic() - started:.0f} s: nothing broke", flush=True)
+        broken += len(failures)
+        played = sum(account.sequences for account in accounts)
+        end = "nothing broke" if not failures else "FAILED"
+        print(f"  {played} sequences in {time.monotonic() - started:.0f} s: {end}", flush=True)
     print(f"chaos SUITE=guard: {'FAILED' if broken else 'nothing broke'}")
     return 1 if broken else 0
 

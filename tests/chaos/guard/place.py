@@ -13,19 +13,24 @@ turns.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import ssl
 import subprocess
+import sys
+import tempfile
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from pvesim import warm
 from pvesim.harness import Sim
+from pvesim.service import SOCKET, Line
 
 import organism.core
 from organism.core import _guard_host, _guard_profile, _host_tools
@@ -57,6 +62,7 @@ CONFIGURED = Config(
     deadline=90,
     modes={"train": "vm-train", "infer": "vm-infer"},
 )
+_OURS = r"organism-guard|snippets/organism-hook|mlmode|organism-hook$"
 HANG_S = 240.0
 """Hang guard of a call; none takes a tenth of that."""
 
@@ -68,8 +74,8 @@ import sys
 
 sys.path.insert(0, {tools!r})
 from organism.core import _hook
-from organism.core._guard_pve import Tree
 from organism.core._hook_run import run_plan
+from organism.core._root import Root
 
 
 def say(line):
@@ -77,7 +83,7 @@ def say(line):
     sys.stdout.flush()
 
 
-root = Tree({top!r})
+root = Root({top!r})
 vmid, phase = _hook.check_call(sys.argv[1:])
 plan = _hook.plan(root, phase, vmid, _hook.settings(root), owner=os.geteuid())
 sys.exit(run_plan(plan, root, os.environ, say).code)
@@ -87,12 +93,25 @@ sys.exit(run_plan(plan, root, os.environ, say).code)
 class Place:
     """``with Place() as place``: the node, its VMs, and the ways in which people ask for them."""
 
-    def __init__(self) -> None:
-        self.sim = Sim(gpus=4)
+    def __init__(self, *, forked: bool = False) -> None:
+        """``forked``: hook and commands are forked instead of executed (`chaos.guard.warm`)."""
+        self._folder = tempfile.TemporaryDirectory(prefix="storm-")
+        self.top = Path(self._folder.name)
+        self._server: subprocess.Popen[bytes] | None = None
+        self._warm = self.top / "warm.sock" if forked else None
+        self.sim = Sim(self.top, gpus=4, **({"hook_server": self._warm} if forked else {}))
 
     def __enter__(self) -> Self:
         self.sim.start()
-        self.top = self.sim.top
+        if self._warm is not None:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "chaos.guard.warm", str(self.top), str(self._warm)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            assert self._server.stdout is not None
+            if not self._server.stdout.readline():
+                raise RuntimeError("chaos.guard.warm does not start")
         self._install()
         for vmid in VMIDS:
             self._create(vmid)
@@ -104,6 +123,10 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         self.sim.stop()
+        if self._server is not None:
+            self._server.kill()
+            self._server.communicate(timeout=HANG_S)
+        self._folder.cleanup()
 
     def _install(self) -> None:
         package = Path(organism.core.__file__).parents[1]
@@ -144,45 +167,50 @@ class Place:
 
     # ---- ways in -----------------------------------------------------------------------------------------------------
 
-    def api(self, verb: str, path: str, **params: Any) -> Any:
-        """A call as the GUI makes it; the data. Raises RuntimeError with what Proxmox VE answers."""
-        body = urllib.parse.urlencode(params).encode() if params else (b"" if verb == "POST" else None)
-        request = urllib.request.Request(
-            f"https://127.0.0.1:{self.sim.port}/api2/json{path}",
-            data=body,
-            method=verb,
-            headers={"Authorization": f"PVEAPIToken={self._token}"},
-        )
+    @contextmanager
+    def connected(self) -> Iterator[http.client.HTTPSConnection]:
+        made = http.client.HTTPSConnection("127.0.0.1", self.sim.port, context=self._authority, timeout=HANG_S)
         try:
-            with urllib.request.urlopen(request, context=self._authority, timeout=HANG_S) as answer:
-                return json.loads(answer.read())["data"]
-        except urllib.error.HTTPError as error:
-            raise RuntimeError(f"{error.code} {error.reason}: {error.read().decode(errors='replace')}") from None
+            yield made
+        finally:
+            made.close()
 
-    def task(self, upid: str) -> tuple[bool, str]:
-        """Wait for a task: did it succeed, and its log with the exit status."""
-        path = f"/nodes/{self.sim.node}/tasks/{urllib.parse.quote(upid, safe='')}"
-        while (status := self.api("GET", f"{path}/status"))["status"] != "stopped":
-            self.pause()
-        lines = [line["t"] for line in self.api("GET", f"{path}/log?limit=0")]
+    def ask(self, connection: http.client.HTTPSConnection, verb: str, path: str, **params: Any) -> Any:
+        """A call as the GUI makes it; the data. Raises RuntimeError with what Proxmox VE answers."""
+        headers = {"Authorization": f"PVEAPIToken={self._token}", "Content-Type": "application/x-www-form-urlencoded"}
+        connection.request(verb, f"/api2/json{path}", urllib.parse.urlencode(params), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+        if answer.status != 200:
+            raise RuntimeError(f"{answer.status} {answer.reason}: {text}")
+        return json.loads(text)["data"]
+
+    def task(self, path: str, **params: Any) -> tuple[bool, str]:
+        """Start a task and wait for it: did it succeed, and its log with the exit status."""
+        with self.connected() as connection:
+            try:
+                upid = self.ask(connection, "POST", path, **params)
+            except RuntimeError as error:
+                return False, str(error)
+            place = f"/nodes/{self.sim.node}/tasks/{urllib.parse.quote(upid, safe='')}"
+            while (status := self.ask(connection, "GET", f"{place}/status"))["status"] != "stopped":
+                self.pause()
+            lines = [line["t"] for line in self.ask(connection, "GET", f"{place}/log?limit=0")]
         end = status["exitstatus"]
         return end == "OK" or end.startswith("WARNINGS"), "\n".join([*lines, end])
 
     def by_api(self, vmid: int, action: str, **params: Any) -> tuple[bool, str]:
-        try:
-            upid = self.api("POST", f"/nodes/{self.sim.node}/qemu/{vmid}/status/{action}", **params)
-        except RuntimeError as error:
-            return False, str(error)
-        return self.task(upid)
+        return self.task(f"/nodes/{self.sim.node}/qemu/{vmid}/status/{action}", **params)
 
     def backup(self, vmid: int, mode: str) -> tuple[bool, str]:
-        try:
-            upid = self.api("POST", f"/nodes/{self.sim.node}/vzdump", vmid=vmid, mode=mode)
-        except RuntimeError as error:
-            return False, str(error)
-        return self.task(upid)
+        return self.task(f"/nodes/{self.sim.node}/vzdump", vmid=vmid, mode=mode)
 
     def call(self, words: list[str]) -> tuple[bool, str]:
+        if self._warm is not None and Path(words[0]).name in ("organism-guard", "mlmode"):
+            child = warm.start(self._warm, words, os.environ)
+            with child.stdout:
+                text = child.stdout.read().decode(errors="replace")
+            return child.wait(HANG_S) == 0, text
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_S, check=False
         )
@@ -194,13 +222,17 @@ class Place:
     @staticmethod
     def pause() -> None:
         """The API tells of a task's end to those who ask."""
-        time.sleep(0.1)
+        time.sleep(0.2)
 
     # ---- what is -----------------------------------------------------------------------------------------------------
 
     def running(self) -> dict[int, int]:
         """VMID to process, at one instant."""
         return {int(vmid): pid for vmid, pid in self.sim.control("machines").items()}
+
+    def watched(self) -> Line:
+        """A connection for who looks all the time."""
+        return Line(self.top / SOCKET)
 
     def leases(self) -> set[int]:
         folder = self.top / "run/organism/guard/leases"
@@ -222,8 +254,9 @@ class Place:
             if entry.name.isdigit():
                 try:
                     words = Path(entry.path, "cmdline").read_bytes().decode(errors="replace")
+                    name = Path(entry.path, "comm").read_text(errors="replace").strip()
                 except OSError:
                     continue  # it has ended
-                if str(self.top) in words and re.search(r"organism-guard|snippets/organism-hook|mlmode", words):
+                if str(self.top) in words and re.search(_OURS, f"{words} {name}"):
                     found.append(int(entry.name))
         return found

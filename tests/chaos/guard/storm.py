@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from chaos.guard.place import GROUPS, HANG_S, RESERVE, SHAPES, TOTAL, VMIDS, Place
+from pvesim.service import Line
 
 from organism.core import _guard_pve
 from organism.core._guard_records import LOCK
@@ -135,12 +136,23 @@ class Storm:
     # ---- what must hold ----------------------------------------------------------------------------------------------
 
     def _sample(self, over: threading.Event) -> None:
-        while not over.wait(0.05) and not self.broken:
-            self._look()
+        """Who runs together changes for the worse only by a start, and the node notes who runs at each. Between starts
+        the processes are looked at from outside."""
+        with self.place.watched() as line:
+            while not over.wait(0.1) and not self.broken:
+                self._look(line)
 
-    def _look(self) -> None:
-        running = set(self.place.running())
+    def _look(self, line: Line) -> None:
+        for each in line.ask("starts"):
+            self.done["starts"] += 1
+            cards = [card for devices in each.values() for card in devices]
+            if len(set(cards)) != len(cards):
+                self.broken.append(f"one GPU has two VMs: {each}")
+            self._judge({int(vmid) for vmid in each})
         self.done["samples"] += 1
+        self._judge({int(vmid) for vmid in line.ask("machines")})
+
+    def _judge(self, running: set[int]) -> None:
         for name, members in GROUPS.items():
             if len(members & running) > 1:
                 self.broken.append(f"of group {name} run {sorted(members & running)}")
@@ -159,7 +171,9 @@ class Storm:
         for vmid in self.place.running():
             self.place.sim.control("crash", vmid=vmid)
         self._quiet()
-        self.place.call([*self.place.guard, "watch"])
+        if self.place.leases():  # of a hook that was killed when its VM had ended
+            self.place.call([*self.place.guard, "watch"])
+        self.place.sim.control("starts")
 
     def _quiet(self) -> None:
         """No task runs and no lock is held."""
@@ -175,7 +189,8 @@ class Storm:
 
     def _rest(self) -> None:
         self._quiet()
-        self._look()
+        with self.place.watched() as line:
+            self._look(line)
         good, text = self.place.call([*self.place.guard, "watch"])
         if not good:
             self.broken.append(f"at rest the watchdog finds: {text}")
