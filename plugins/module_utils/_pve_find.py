@@ -140,9 +140,11 @@ def facts(pve: Pve, node: str, config: Mapping[str, Any], known: Mapping[str, Pc
     if known is None and len(raw) < len(gpus):
         known = mappings(pve, node)
     listed = devices(pve, node) if raw else None
+    cpus, memory = _size(pve, node)
     return NodeFacts(
         node=node,
-        cpus=_cpus(pve, node),
+        cpus=cpus,
+        memory=memory,
         devices=frozenset(listed) if listed is not None else None,
         mappings=known,
         bridges=_bridges(pve, node)
@@ -151,12 +153,13 @@ def facts(pve: Pve, node: str, config: Mapping[str, Any], known: Mapping[str, Pc
     )
 
 
-def _cpus(pve: Pve, node: str) -> int | None:
-    """Without Sys.Audit the list of nodes lacks the number."""
+def _size(pve: Pve, node: str) -> tuple[int | None, int | None]:
+    """CPUs and MiB. Without Sys.Audit the list of nodes lacks the numbers."""
     for each in pve.get("/nodes"):
-        if each.get("node") == node and each.get("maxcpu"):
-            return int(each["maxcpu"])
-    return None
+        if each.get("node") == node:
+            cpus, memory = each.get("maxcpu"), each.get("maxmem")
+            return int(cpus) if cpus else None, int(memory) // 1024**2 if memory else None
+    return None, None
 
 
 def _bridges(pve: Pve, node: str) -> frozenset[str] | None:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _pve_find, _pve_gpus, _pve_vm_check, _pve_vm_live, _pve_vm_plan
-from . import _pve_vm_keys as keys
+from . import _pve_find, _pve_gpus, _pve_vm_check, _pve_vm_live, _pve_vm_plan, _pve_vm_root
 from ._difference import Difference
-from ._pve_client import Pve, PveError, PveForbidden, PveRefused, PveStaleDigest, PveTaskFailed
-from ._pve_errors import ROOT_ONLY_WAY_OUT
+from ._pve_client import Pve, PveError, PveRefused, PveStaleDigest, PveTaskFailed
 from ._pve_find import Vm
 from ._pve_tasks import is_upid
 from ._pve_vm_check import PciMapping
@@ -66,6 +64,8 @@ class Request:
     gpus: Gpus | None = None
     pool: str | None = None
     task_timeout: float = 600.0
+    root: Pve | None = None
+    """Who sets what only root@pam may, where the connection is not root@pam's. Nobody: such a change is refused."""
 
 
 @dataclass
@@ -97,17 +97,20 @@ def converge(pve: Pve, request: Request, *, check: bool) -> Outcome:
 
 def _update(pve: Pve, request: Request, vm: Vm, wishes: Mapping[str, Wish], *, check: bool) -> Outcome:
     attempt = 0
+    whole: ConfigPlan | None = None  # of which the ordinary part is sent and root's is not
     while True:
         attempt += 1
         config = dict(pve.get(f"{vm.path}/config"))
         digest = config.pop("digest", None)
         _refuse_stranger(request, vm, config)
-        made, warnings = _planned(pve, request, vm, config, _named(request, config, wishes))
-        outcome = Outcome(vm, made.difference, warnings=warnings, kept=made.kept)
+        made, warnings = _planned(pve, request, vm, config, _named(request, config, wishes), digest)
+        shown = whole or made
+        outcome = Outcome(vm, shown.difference, warnings=warnings, kept=shown.kept)
         if check or not made:
-            return _predicted(pve, outcome, made, config) if check else _read_back(pve, outcome, made)
+            return _predicted(pve, outcome, made, config) if check else _read_back(pve, outcome, shown)
+        sender, now = _pve_vm_root.way(pve, request.root, config, made)
         try:
-            _send(pve, request, vm, made, digest)
+            _send(sender, request, vm, now, digest)
         except (PveStaleDigest, PveTaskFailed) as error:
             if not _stale(error):
                 raise
@@ -118,7 +121,9 @@ def _update(pve: Pve, request: Request, vm: Vm, wishes: Mapping[str, Wish], *, c
                     path=f"{vm.path}/config",
                 ) from error
         else:
-            return _read_back(pve, outcome, made)
+            if now is made:
+                return _read_back(pve, outcome, shown)
+            whole, attempt = shown, 0
 
 
 def _named(request: Request, config: Mapping[str, Any], wishes: Mapping[str, Wish]) -> dict[str, Wish]:
@@ -147,7 +152,7 @@ def _tags(text: Any) -> list[str]:
 
 
 def _planned(
-    pve: Pve, request: Request, vm: Vm, config: Mapping[str, Any], wishes: Mapping[str, Wish]
+    pve: Pve, request: Request, vm: Vm, config: Mapping[str, Any], wishes: Mapping[str, Wish], digest: Any = None
 ) -> tuple[ConfigPlan, list[str]]:
     """The change, and what is said about the VM besides. Raises for what must not be sent."""
     known: Mapping[str, PciMapping] | None = None
@@ -157,28 +162,9 @@ def _planned(
         wishes = {**wishes, **gpus}
     made = _pve_vm_plan.plan(config, wishes)
     after = {option: value for option, value in config.items() if option not in made.deletes} | made.sets
-    _refuse_root_only(pve, vm, config, made)
+    _pve_vm_root.refuse(pve, request.root, vm, config, made, digest)
     warnings = _refuse_start_mistakes(pve, vm, after, set(wishes), known)
     return made, warnings
-
-
-def _refuse_root_only(pve: Pve, vm: Vm, config: Mapping[str, Any], made: ConfigPlan) -> None:
-    if pve.is_root:
-        return
-    only = []
-    for option in (*made.sets, *made.deletes):
-        before = config.get(option)
-        if keys.root_only(option, None if before is None else str(before), made.sets.get(option)):
-            only.append(option)
-    if only:
-        names = ", ".join(sorted(only))
-        raw = any(option.startswith("hostpci") for option in only)
-        raise PveForbidden(
-            f"{vm}: {names}: {ROOT_ONLY_WAY_OUT}"
-            + ("; for hostpci use a PCI mapping (pve_pci_mapping), which needs Mapping.Use only" if raw else "")
-            + ". Nothing was changed",
-            root_only=tuple(sorted(only)),
-        )
 
 
 def _refuse_start_mistakes(
@@ -258,14 +244,19 @@ def _create(pve: Pve, request: Request, vm: Vm, *, check: bool) -> Outcome:
     )
     if check:
         return outcome
-    params: dict[str, Any] = {"vmid": vm.vmid, **made.sets, **request.secrets}
+    of_root = [] if pve.is_root else _pve_vm_root.options({}, made)
+    sets = made.part(lambda option: option not in of_root).sets
+    params: dict[str, Any] = {"vmid": vm.vmid, **sets, **request.secrets}
     if request.pool:
         params["pool"] = request.pool
     _wait(pve, pve.post(f"/nodes/{vm.node}/qemu", **params), request.task_timeout)
     with_vm = Vm(vm.vmid, vm.node, True, request.name or vm.name)
     try:
         _grow(pve, request, with_vm, made.grows)
-    except PveError as error:
+        if of_root:
+            rest = {option: wishes[option] for option in of_root if option in wishes}
+            _update(pve, request, with_vm, rest, check=False)
+    except (PveError, WishRefused) as error:
         _undo(pve, request, with_vm, error)
     outcome.vm = with_vm
     return _read_back(pve, outcome, ConfigPlan())

@@ -36,6 +36,8 @@ class NodeFacts:
 
     node: str = ""
     cpus: int | None = None
+    memory: int | None = None
+    """MiB."""
     devices: frozenset[str] | None = None
     mappings: Mapping[str, PciMapping] | None = None
     bridges: frozenset[str] | None = None
@@ -107,6 +109,13 @@ def _memory(look: _Look) -> Iterator[Problem]:
     balloon = look.get("balloon")
     if balloon and int(balloon) > look.memory:
         yield Problem(("balloon", "memory"), f"balloon {balloon} is more than memory {look.memory}")
+    have = look.facts.memory
+    if have is not None and look.memory > have and (look.of("hostpci") or look.get("hugepages")):
+        yield Problem(
+            ("memory", *look.of("hostpci"), "hugepages"),
+            f"memory {look.memory} MiB is taken whole at the start (hostpci, hugepages), and node {look.facts.node} "
+            f"has {have} MiB",
+        )
     if look.of("hostpci") and balloon != "0":
         yield Problem(
             ("balloon",),

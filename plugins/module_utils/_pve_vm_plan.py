@@ -12,7 +12,7 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
@@ -64,6 +64,16 @@ class ConfigPlan:
 
     def options(self) -> list[str]:
         return sorted({*self.sets, *self.deletes, *self.grows})
+
+    def part(self, wanted: Callable[[str], bool]) -> ConfigPlan:
+        """What it changes of some options."""
+        return ConfigPlan(
+            {option: value for option, value in self.sets.items() if wanted(option)},
+            [option for option in self.deletes if wanted(option)],
+            {option: size for option, size in self.grows.items() if wanted(option)},
+            self.difference,
+            self.kept,
+        )
 
 
 def read_wishes(raw: Mapping[str, Any]) -> dict[str, Wish]:

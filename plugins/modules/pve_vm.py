@@ -127,6 +127,15 @@ options:
   pool:
     description: Resource pool of a new VM.
     type: str
+  root_only:
+    description:
+      - What becomes of options that only root@pam itself may set, as C(affinity), C(args), C(hookscript), C(hugepages)
+        and a raw C(hostpciN), when the connection is an API token or another user.
+      - V(refuse) refuses the whole change before anything is sent. V(local) sends these options, and no others, by
+        C(pvesh). The module has to run as root on a node of the same cluster for that.
+    type: str
+    choices: [refuse, local]
+    default: refuse
   guard_tag:
     description: With O(state=absent), a VM without this tag is refused.
     type: str
@@ -147,6 +156,18 @@ EXAMPLES = r"""
     vmid: 200
     config:
       net0: {bridge: vmbr1, queues: 4}
+
+- name: By a token, with root's own option by pvesh on the node
+  organism.proxmox.pve_vm:
+    vmid: 200
+    config:
+      cores: 4
+      affinity: "1,7"
+    root_only: local
+    api_host: 127.0.0.1
+    api_user: ansible@pve
+    api_token_id: setup
+    api_token_secret: "{{ vault_pve_token }}"
 
 - name: A VM for GPUs from a cloud image
   organism.proxmox.pve_vm:
@@ -264,6 +285,7 @@ ARGUMENTS: dict[str, Any] = {
     "clone": {"type": "dict", "options": CLONE, "mutually_exclusive": [["vmid", "name"]]},
     "gpus": {"type": "dict", "options": GPUS},
     "pool": {"type": "str"},
+    "root_only": {"type": "str", "choices": ["refuse", "local"], "default": "refuse"},
     "guard_tag": {"type": "str", "default": ""},
     "task_timeout": {"type": "int", "default": 600},
 }
@@ -306,6 +328,7 @@ def request(params: dict[str, Any], *, check: bool) -> _pve_vm.Request:
         gpus=gpus,
         pool=params["pool"],
         task_timeout=params["task_timeout"],
+        root=_pve_client.connect({"backend": "local"}) if params["root_only"] == "local" else None,
     )
 
 

@@ -194,13 +194,9 @@ def test_root_only_keys_by_each_way(pve: Pve, vmid: int) -> None:
         assert config(pve, vmid)["affinity"] == "1,7"
         assert not converge(pve, request(vmid, {"affinity": "7,1"})).difference.changed
         return
-    with pytest.raises(PveForbidden) as caught:
+    with pytest.raises(PveForbidden, match="affinity"):
         converge(pve, wanted)
-    for part in ("affinity", "backend local on the node as root", "ticket of root@pam", "Nothing was changed"):
-        assert part in str(caught.value)
     assert config(pve, vmid).get("cores", "1") == "1"
-    with pytest.raises(PveForbidden, match="for hostpci use a PCI mapping"):
-        converge(pve, request(vmid, {"machine": "q35", "hostpci0": {"host": "0000:01:00"}}))
 
 
 def test_a_token_with_use_of_a_mapping_attaches_it(sim: Sim, vmid: int, cards: tuple[str, ...]) -> None:

@@ -257,7 +257,8 @@ ROUTES: dict[str, dict[str, Callable[..., Any]]] = {
         "/cluster/resources": FakePve.resources,
         "/cluster/nextid": lambda pve, params: next(n for n in itertools.count(100) if n not in pve.guests),
         "/nodes": lambda pve, params: [
-            {"node": name, "status": "online", "maxcpu": cpus} for name, cpus in pve.nodes.items()
+            {"node": name, "status": "online", "maxcpu": cpus, "maxmem": 32768 * 1024**2}
+            for name, cpus in pve.nodes.items()
         ],
         "/nodes/pve1/network": lambda pve, params: [{"iface": bridge} for bridge in pve.bridges],
         "/nodes/pve1/hardware/pci": lambda pve, params: pve.pci,

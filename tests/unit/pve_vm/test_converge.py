@@ -183,6 +183,10 @@ def test_a_root_only_key_that_does_not_change_is_no_obstacle(adopted: FakePve) -
         ({"hostpci1": {"host": "0000:44:00"}}, "node pve1 has no PCI device 0000:44:00"),
         ({"hostpci1": {"host": "05:00"}}, "hostpci1 and hostpci0 both assign 0000:05:00"),
         ({"machine": "pc", "hostpci0": {"pcie": 1}}, "hostpci0: pcie=1 needs machine: q35"),
+        (
+            {"memory": 65536},
+            "memory 65536 MiB is taken whole at the start (hostpci, hugepages), and node pve1 has 32768",
+        ),
         ({"balloon": 9000}, "balloon 9000 is more than memory 8192"),
         ({"net0": {"bridge": "vmbr9"}}, "net0: node pve1 has no bridge vmbr9"),
         ({"net0": {"queues": 8}}, "net0: 8 queues for 4 vCPUs"),
