@@ -18,12 +18,9 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 
-from chaos.guard.place import Place
-from chaos.guard.storm import Broken, Storm
+from chaos.guard.storm import storm
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
@@ -38,36 +35,6 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         "--forked", choices=("yes", "no"), default="yes", help="fork hooks instead of executing them (default: yes)"
     )
     return made.parse_args(words)
-
-
-@dataclass
-class Account:
-    """What became of sequences. ``failure``: what broke first, with its number."""
-
-    sequences: int = 0
-    done: Counter[str] = field(default_factory=Counter)
-    failure: str | None = None
-
-
-def storm(seed: int, numbers: Iterable[int], kills: bool, *, forked: bool = False, minutes: float = 1e9) -> Account:
-    """Play sequences on one node, up to the first that breaks; none is begun after so many minutes."""
-    told, ends = Account(), time.monotonic() + 60 * minutes
-    with Place(forked=forked) as place:
-        for number in numbers:
-            if time.monotonic() > ends:
-                break
-            each = Storm(place, random.Random(f"{seed}:{number}"), kills)
-            try:
-                each.run()
-            except Broken as error:
-                told.failure = f"sequence {number}: {error}"
-                break
-            finally:
-                told.sequences += 1
-                told.done.update(each.done)
-            if told.sequences % 10 == 0:
-                print(f"  {number}: {told.sequences} sequences, {told.done['starts']} starts", file=sys.stderr)
-    return told
 
 
 def main(words: list[str]) -> int:

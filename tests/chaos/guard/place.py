@@ -90,6 +90,11 @@ sys.exit(run_plan(plan, root, os.environ, say).code)
 """
 
 
+def _ended(code: int, text: str) -> tuple[bool, str]:
+    """A command that was killed cannot say so itself."""
+    return code == 0, f"{text}\nwas killed by signal {-code}" if code < 0 else text
+
+
 class Place:
     """``with Place() as place``: the node, its VMs, and the ways in which people ask for them."""
 
@@ -210,11 +215,11 @@ class Place:
             child = warm.start(self._warm, words, os.environ)
             with child.stdout:
                 text = child.stdout.read().decode(errors="replace")
-            return child.wait(HANG_S) == 0, text
+            return _ended(child.wait(HANG_S), text)
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_S, check=False
         )
-        return done.returncode == 0, done.stdout + done.stderr
+        return _ended(done.returncode, done.stdout + done.stderr)
 
     def by_qm(self, *words: object) -> tuple[bool, str]:
         return self.call([str(self.sim.bin / "qm"), *map(str, words)])

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -118,7 +119,7 @@ class Storm:
             self.done["refused: by Proxmox VE, for the device"] += 1
         elif PROXMOX.search(text):
             self.done["refused: by Proxmox VE"] += 1
-        elif self.kills and (KILLED.search(text) or not text.strip()):
+        elif self.kills and KILLED.search(text):
             self.done["killed"] += 1
         else:
             self.broken.append(f"{name} failed without a reason:\n{text}")
@@ -197,3 +198,33 @@ class Storm:
         running = set(self.place.running())
         if self.place.leases() != running:
             self.broken.append(f"leases of {sorted(self.place.leases())}, and {sorted(running)} run")
+
+
+@dataclass
+class Account:
+    """What became of sequences. ``failure``: what broke first, with its number."""
+
+    sequences: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    failure: str | None = None
+
+
+def storm(seed: int, numbers: Iterable[int], kills: bool, *, forked: bool = False, minutes: float = 1e9) -> Account:
+    """Play sequences on one node, up to the first that breaks; none is begun after so many minutes."""
+    told, ends = Account(), time.monotonic() + 60 * minutes
+    with Place(forked=forked) as place:
+        for number in numbers:
+            if time.monotonic() > ends:
+                break
+            each = Storm(place, Random(f"{seed}:{number}"), kills)
+            try:
+                each.run()
+            except Broken as error:
+                told.failure = f"sequence {number}: {error}"
+                break
+            finally:
+                told.sequences += 1
+                told.done.update(each.done)
+            if told.sequences % 10 == 0:
+                print(f"  {number}: {told.sequences} sequences, {told.done['starts']} starts", file=sys.stderr)
+    return told

@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from chaos.guard.__main__ import storm
 from chaos.guard.place import CONFIGURED, Place
-from chaos.guard.storm import Storm
+from chaos.guard.storm import Storm, storm
 
 from organism.core import _guard_profile
 from organism.core._guard_config import CONFIG
