@@ -15,6 +15,8 @@ from organism.bus.errors import WrongLastSequence
 from organism.bus.jetstream import JetStream
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.core import _bus
+from organism.maestro import takeover
+from organism.maestro.ledger import Ledger
 from service.maestro.books import Books, settled_books
 from service.maestro.stage import (
     ConductorProcess,
@@ -127,6 +129,23 @@ def test_a_stale_fence_is_refused_by_the_server(bus: BusServer, conductors: Cond
             for wrong in (last.seq - 1, last.seq + 7):
                 with pytest.raises(WrongLastSequence):
                     await js.publish(subject, b"{}", expect=(wrong, fence))
+        await nc.close()
+
+    asyncio.run(main())
+
+
+def test_what_comes_in_behind_the_fence_is_left_to_the_new_conductors_ears(bus: BusServer) -> None:
+    """Read twice it was taken for a repetition of itself, written down as final, and lost by the next takeover."""
+
+    async def main() -> None:
+        nc = await bus.connected("conductor", "a")
+        js = JetStream(nc)
+        alice = await Submitter.connect(bus)
+        await alice.submit("before")
+        fences = await takeover.fence(js, "0", 1, "a")
+        await alice.submit("behind")
+        left = await takeover.replay(js, "0", fences, Ledger(), nc.max_payload)
+        assert list(left.ledger.by_id) == ["before"]
         await nc.close()
 
     asyncio.run(main())

@@ -78,6 +78,10 @@ class Janitor:
 
     def retire(self, seq: int, *records: int) -> None:
         """A submission is final; ``records`` are the sequences of its run orders and retries."""
+        if seq in self.conductor.ledger.jobs:
+            # written down as final it would be lost by the next takeover
+            log.error("%s: submission %d is to be retired, and its job is unfinished", _bus.STREAM_WQ, seq)
+            return
         self._pending.append(seq)
         self._removable.append(seq)
         self._removable.extend(records)

@@ -93,13 +93,18 @@ class Inheritance:
 
 
 async def replay(js: JetStream, shard: str, fences: Fences, ledger: Ledger, max_payload: int) -> Inheritance:
-    """Read ORG_WQ, then ORG_RESULTS, up to the fences: nothing of an earlier conductor can come after them."""
+    """Read ORG_WQ, then ORG_RESULTS, up to the fences: nothing of an earlier conductor can come after them.
+
+    Submissions can. They are left to the listeners, which read from the fence on: one that is read twice looks like a
+    repetition of itself, of which nothing is needed any more.
+    """
     left = Inheritance(ledger)
     tail = StreamTail(js, _bus.STREAM_WQ)
     try:
         async for batch in tail:
             for message in batch:
-                apply(left, message, shard, max_payload)
+                if message.seq <= fences.queue[0]:
+                    apply(left, message, shard, max_payload)
             if tail.next_seq > fences.queue[0]:
                 break
     finally:
