@@ -11,7 +11,7 @@ from .places import Places
 
 # A suite is a module below tests/ with a __main__ that takes options; add one here and it is a word of ./run.
 CHAOS: Mapping[str, str] = {"jobs": "chaos.jobs", "guard": "chaos.guard", "ram": "chaos.ram"}
-BENCH: Mapping[str, str] = {"ram": "bench.ram", "site": "bench.site"}
+BENCH: Mapping[str, str] = {"ram": "bench.ram", "site": "bench.site", "jobs": "bench.jobs"}
 
 
 class BadWords(Exception):
