@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from organism.bus import messages
 from organism.bus.messages import TaskRef
 from organism.core import _bus
 from service.support import BusServer
@@ -84,6 +85,32 @@ def test_a_noop_starts_nothing_and_leaves_nothing(bus: BusServer, workers: Worke
         reports = [await conductor.report(f"n{n}") for n in range(50)]
         assert [(report.returncode, report.error) for report in reports] == [(0, None)] * 50
         assert not (worker.cache / "tasks").exists()
+
+    conducted(bus, test)
+
+
+def test_noops_are_taken_while_earlier_ones_are_reported(bus: BusServer, workers: Workers) -> None:
+    workers()
+
+    async def test(conductor: Conductor) -> None:
+        incarnation = await conductor.incarnation()
+        conductor.taking_reports = False
+        for n in range(3):
+            await conductor.order(f"n{n}", incarnation=incarnation, type="noop")
+        # all three have run, and none of them is forgotten for as long as its report is not taken
+        names = {f"n{n}" for n in range(3)}
+        await conductor.until(lambda: names <= {ref.task_id for ref in conductor.beats[-1].unreported})
+        await conductor.settled()
+        conductor.taking_reports = True
+        for name in sorted(names):
+            await conductor.report(name)
+        await conductor.until(lambda: not conductor.beats[-1].unreported)
+        # one that comes again is known
+        again = await conductor.order("n0", incarnation=incarnation, type="noop", attempt=2)
+        await conductor.report("n0", 2)
+        await conductor.js.publish(_bus.run_subject("gpu0"), messages.encode(again))
+        await conductor.settled()
+        assert len([report for report in conductor.reports if report.attempt == 2]) == 1
 
     conducted(bus, test)
 

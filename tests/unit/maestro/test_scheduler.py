@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from organism.bus.messages import Device, Heartbeat, JobSpec, Metrics, TaskRef
+from organism.bus.messages import STARTS_NOTHING, Device, Heartbeat, JobSpec, Metrics, TaskRef
 from organism.maestro.ledger import Job, Ledger
 from organism.maestro.scheduler import Scheduler
-from organism.maestro.workers import Fleet
+from organism.maestro.workers import AHEAD, Fleet
 
 
 def grow(fleet: Fleet, **gpus: int) -> Fleet:
@@ -48,7 +48,7 @@ class Queue:
     def decide(self, now: float = 0.0) -> list[tuple[int, str]]:
         made = []
         for job, gpu, _ in self.scheduler.decide(now):
-            self.fleet.assign(gpu, TaskRef(job.task_id, 1), job.seq, now)
+            self.fleet.assign(gpu, TaskRef(job.task_id, 1), job.seq, now, brief=job.type in STARTS_NOTHING)
             made.append((job.seq, gpu.id))
         return made
 
@@ -255,3 +255,39 @@ def test_why_a_gpu_does_not_suit_is_said_per_gpu() -> None:
     )
     assert queue.scheduler.misfit(queue.add(gpu="a"), gpus["b"]) == "the job wants a"
     assert queue.scheduler.misfit(queue.add(type="noop"), gpus["b"]) == ""
+
+
+def test_jobs_that_start_nothing_go_several_to_a_gpu_in_their_order() -> None:
+    queue = Queue(fleet_of(a=0, b=0))
+    for _ in range(3 * AHEAD):
+        queue.add(cmd=None, type="noop")
+    taken = queue.decide()
+    assert [seq for seq, _ in taken] == list(range(1, 2 * AHEAD + 1))
+    assert [len(gpu.orders) for gpu in queue.fleet.gpus.values()] == [AHEAD, AHEAD]
+    assert taken[:4] == [(1, "a"), (2, "b"), (3, "a"), (4, "b")], "by turns, not one GPU first"
+    assert queue.decide() == []
+    queue.fleet.reported("b", TaskRef("task-0-2", 1), 0.0)
+    assert queue.decide() == [(2 * AHEAD + 1, "b")]
+
+
+def test_nobody_is_passed_over_by_jobs_that_start_nothing() -> None:
+    queue = Queue(fleet_of(a=0))
+    first = [queue.add(cmd=None, type="noop") for _ in range(3)]
+    queue.add()
+    queue.add(cmd=None, type="noop")
+    assert queue.decide() == [(1, "a"), (2, "a"), (3, "a")], "until the turn of another kind"
+    for job in first[:-1]:
+        queue.fleet.reported("a", TaskRef(job.task_id, 1), 0.0)
+        assert queue.decide() == []
+    queue.fleet.reported("a", TaskRef(first[-1].task_id, 1), 0.0)
+    assert queue.decide() == [(4, "a")], "which has the GPU for itself"
+    queue.free("a")
+    assert queue.decide() == [(5, "a")]
+
+
+def test_what_starts_nothing_goes_beside_nothing_that_does() -> None:
+    queue = Queue(fleet_of(a=0))
+    queue.add()
+    queue.add(cmd=None, type="noop")
+    assert queue.decide() == [(1, "a")]
+    assert queue.decide() == []

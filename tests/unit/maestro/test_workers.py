@@ -207,3 +207,16 @@ def test_drained_and_stopping_gpus_take_nothing() -> None:
     gpu.drained = True
     assert "drained" in fleet.obstacle(gpu, 0.0)
     assert fleet.heartbeat(beat(), 1.0).reply.drain
+
+
+def test_an_order_that_starts_nothing_is_not_missed_while_those_before_it_go_on() -> None:
+    fleet = Fleet(Limits(), epoch=4)
+    fleet.heartbeat(beat(), 0.0)
+    for place, ref in enumerate((JOB, OTHER)):
+        fleet.assign(fleet.gpus["gpu0"], ref, place, 0.0, brief=True).committed = True
+    for second in range(1, 20):
+        assert lost(fleet.heartbeat(beat(unreported=[JOB]), float(second))) == []
+    fleet.reported("gpu0", JOB, 20.0)
+    fleet.settled("gpu0", JOB, stored=True)
+    found = [lost(fleet.heartbeat(beat(), 20.0 + second)) for second in range(1, 6)]
+    assert found == [[], [], [], [OTHER], []], "the first heartbeat after a report counts for nothing, three others do"

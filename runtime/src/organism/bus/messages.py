@@ -36,6 +36,11 @@ class BadMessage(ValueError):
     """A payload that does not fit its schema; the text says where and why."""
 
 
+STARTS_NOTHING = frozenset({"noop"})
+"""Job types that start no process and leave nothing: over in the moment they begin. Several of their orders may be on
+their way to a GPU at the same time, and a worker reports one while it takes the next."""
+
+
 def now() -> str:
     """The present time as the bus writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

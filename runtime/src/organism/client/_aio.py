@@ -272,12 +272,17 @@ class AsyncMaestro:
             self._waiter.expecting(fresh, fresh=True) as own,
             self._waiter.expecting(others, fresh=False) as foreign,
         ):
-            waiting = {**own, **foreign}
-            open_ = set(waiting.values())
-            while open_:
-                done, open_ = await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+            open_ = {*own.values(), *foreign.values()}
+            # not asyncio.wait: that looks at all of them again for each one that ends
+            ended: asyncio.Queue[asyncio.Future[Result]] = asyncio.Queue()
+            for future in open_:
+                future.add_done_callback(ended.put_nowait)
+            try:
+                for _ in range(len(open_)):
+                    yield (await ended.get()).result()
+            finally:
+                for future in open_:
+                    future.remove_done_callback(ended.put_nowait)
 
     async def result(self, task_id: str) -> Result:
         """The result of a finished job, now. Raises NotFoundError, ConflictError (not final yet)."""

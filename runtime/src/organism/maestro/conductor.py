@@ -223,7 +223,7 @@ class Conductor(Endings):
             job, gpu, _ = choice
             job.busy = "dispatch"
             ref = TaskRef(job.task_id, job.attempt + 1)
-            self.fleet.assign(gpu, ref, job.seq, now)
+            self.fleet.assign(gpu, ref, job.seq, now, brief=job.type in messages.STARTS_NOTHING)
             self._hold(job, ref, gpu.id, gpu.incarnation, now)
             self.shares.started(job, now)
             if job.raw is not None:

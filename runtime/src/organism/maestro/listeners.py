@@ -342,7 +342,10 @@ class Listeners:
             why = f"attempt {job.attempt} of {job.task_id} was given to another start of the worker"
             respond(ReportReply(verdict="stale", reason=why))
             return
-        if conductor.fleet.reported(report.gpu_id, ref, conductor.clock.now()):
+        if (
+            conductor.fleet.reported(report.gpu_id, ref, conductor.clock.now())
+            or conductor.fleet.gpu(report.gpu_id).roomy
+        ):
             conductor.pump()
 
         def then(verdict: Verdict) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from typing import NamedTuple
 
+from organism.bus.messages import STARTS_NOTHING
 from organism.maestro.ledger import Job
 from organism.maestro.lines import Class, Entry, Line
 from organism.maestro.shares import Order, Shares
@@ -158,17 +159,23 @@ class Scheduler:
         """What to dispatch, best first. The job has left the queue; the caller must assign or return it at once."""
         if len(self._sizes) != len(self.fleet.sizes):
             self._rebuild()
-        if not self._ready or not self.fleet.idle:
+        if not self._ready:
             return
+        turns = Turns(self.shares, self.order, now)
+        if self.fleet.idle and (yield from self._to_idle(turns, now)):
+            return  # GPUs are kept for a job that wants several
+        yield from self._in_advance(turns, now)
+
+    def _to_idle(self, turns: Turns, now: float) -> Generator[Choice, None, bool]:
+        """To GPUs that have nothing; True when some are kept for a job that wants several."""
         fleet = self.fleet
         idle = [gpu for gpu in fleet.idle.values() if not fleet.obstacle(gpu, now)]
         idle.sort(key=lambda gpu: (fleet.score(gpu, now), gpu.used, gpu.id))
-        turns = Turns(self.shares, self.order, now)
         waiting: dict[Class, Job] = {}
         while idle and self._ready:
             best, passed = self._best(idle, turns, now, waiting)
             if best is None:
-                return
+                break
             if not best.gpus:
                 # what is free is kept for it, or jobs for one GPU would go first for ever
                 waiting[best.line.key] = best.line.first()
@@ -180,6 +187,27 @@ class Scheduler:
             best.job.also = tuple(gpu.id for gpu in best.gpus[1:])
             reason = turns.reason(best.job, passed, waiting.values()) if passed or waiting else ""
             yield Choice(best.job, best.gpus[0], reason)
+        return bool(waiting)
+
+    def _in_advance(self, turns: Turns, now: float) -> Iterator[Choice]:
+        """Jobs that start nothing also to GPUs that have nothing but such ones.
+
+        They are over in a moment: so a group of them takes one commit, and nobody waits for them who would not wait for
+        one. As soon as a job of another kind is next, no more of them go: the GPU will be idle when they have ended.
+        """
+        room = self.fleet.roomy(now)
+        while room and self._ready:
+            best, passed = self._best(room, turns, now, ())
+            if best is None or not best.gpus or best.line.key.gpus > 1 or best.job.type not in STARTS_NOTHING:
+                return
+            gpu = best.gpus[0]
+            self._leave(best.job)
+            turns.moved(best.job.user)
+            best.job.also = ()
+            yield Choice(best.job, gpu, turns.reason(best.job, passed, ()) if passed else "")
+            room.remove(gpu)
+            if gpu.roomy:
+                room.append(gpu)
 
     def _best(
         self, idle: list[Gpu], turns: Turns, now: float, waiting: Container[Class]

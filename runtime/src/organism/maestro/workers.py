@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from organism.bus.messages import Device, Heartbeat, HeartbeatReply, Metrics, TaskRef
 
+AHEAD = 8
+"""Orders of jobs that start nothing (``messages.STARTS_NOTHING``) that a GPU may have at the same time."""
 MISSES = 3
 """Heartbeats in a row that do not mention an order before it counts as lost."""
 UNKNOWN_BUSY, UNKNOWN_TEMP, STALE_PENALTY = 50.0, 60.0, 30.0
@@ -39,6 +41,8 @@ class Order:
     committed: bool = False
     misses: int = 0
     running: bool = False
+    brief: bool = False
+    """Its job starts nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,12 +91,21 @@ class Gpu:
     spec: int = 0
     warm: frozenset[str] = frozenset()
     released_at: float = float("-inf")
+    progressed: bool = False
+    """An attempt was reported since the last heartbeat."""
     used: int = 0
     """Grows with each job, for turns among equals."""
 
     @property
     def busy(self) -> bool:
         return bool(self.orders or self.stopping or self.held)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether it may have one more job that starts nothing: it has such ones alone, and not too many."""
+        if not self.alive or self.stopping or self.held or not 0 < len(self.orders) < AHEAD:
+            return False
+        return all(order.brief for order in self.orders.values())
 
     @property
     def model(self) -> str:
@@ -149,9 +162,9 @@ class Fleet:
         order = gpu.orders[ref] = Order(seq, ref, now, committed=True)
         return order
 
-    def assign(self, gpu: Gpu, ref: TaskRef, seq: int, now: float) -> Order:
-        """Reserve the GPU; the order is not yet in the stream."""
-        order = gpu.orders[ref] = Order(seq, ref, now)
+    def assign(self, gpu: Gpu, ref: TaskRef, seq: int, now: float, *, brief: bool = False) -> Order:
+        """Reserve the GPU; the order is not yet in the stream. ``brief``: it starts nothing."""
+        order = gpu.orders[ref] = Order(seq, ref, now, brief=brief)
         self._turn += 1
         gpu.used = self._turn
         self.idle.pop(gpu.id, None)
@@ -221,7 +234,7 @@ class Fleet:
         if order is not None:
             gpu.settling[ref] = order
         more = self._let_go(ref, now)
-        gpu.released_at = now
+        gpu.released_at, gpu.progressed = now, True
         return self._refresh(gpu) or more
 
     def settled(self, gpu_id: str, ref: TaskRef, *, stored: bool) -> None:
@@ -308,8 +321,12 @@ class Fleet:
         return lost
 
     def _missing(self, gpu: Gpu, listed: set[TaskRef], now: float) -> list[Order]:
+        # of several orders that start nothing a worker lists those that it has begun; the others have not come up yet
+        others_go_on = len(gpu.orders) > 1 and (bool(gpu.settling) or any(ref in listed for ref in gpu.orders))
         for ref, order in gpu.orders.items():
-            order.misses = 0 if ref in listed or not order.committed else order.misses + 1
+            known = ref in listed or (order.brief and (others_go_on or gpu.progressed))
+            order.misses = 0 if known or not order.committed else order.misses + 1
+        gpu.progressed = False
         half = self.limits.heartbeat_ttl / 2  # several heartbeats in a hurry are not a sign of loss
         return [order for order in gpu.orders.values() if order.misses >= MISSES and now - order.since >= half]
 
@@ -406,6 +423,12 @@ class Fleet:
             + 0.5 * (UNKNOWN_TEMP if temp is None else temp)
             + (0.0 if fresh else STALE_PENALTY)
         )
+
+    def roomy(self, now: float) -> list[Gpu]:
+        """GPUs that may have one more job that starts nothing, those with the fewest first."""
+        found = [gpu for gpu in self.gpus.values() if gpu.roomy and not self.obstacle(gpu, now)]
+        found.sort(key=lambda gpu: len(gpu.orders))
+        return found
 
     def living(self) -> Iterable[Gpu]:
         return (gpu for gpu in self.gpus.values() if gpu.alive)

@@ -111,6 +111,10 @@ class Runner:
         """The job types that this worker would run."""
         return sorted(name for name in self.handlers if self.allows(name))
 
+    def starts_nothing(self, order: RunOrder) -> bool:
+        """Whether more such orders may have come at the same time: nothing of theirs is ever on disk."""
+        return order.spec.type in messages.STARTS_NOTHING and self._refusal(order) is None
+
     async def run(self, order: RunOrder, stop: Stop, started: Callable[[], None] = lambda: None) -> Report | None:
         """The attempt's report, or None when the attempt was discarded. Raises Stuck.
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,8 @@ POLL = 5.0
 PROGRESS_EVERY = 1.0
 NOT_BEGUN = "the worker was stopped before the job began"
 CLEAN_EVERY = 60.0
+REPORTING = 8
+"""Reports of orders that start nothing which are on their way at the same time."""
 REPORT_PATIENCE = 5.0
 """Seconds that a worker which was told to stop still waits for the conductor's answer; the outcome is on disk."""
 
@@ -55,6 +57,8 @@ class Order(Protocol):
 
     @property
     def reply(self) -> str: ...
+
+    async def ack(self) -> None: ...
 
     async def ack_sync(self) -> None: ...
 
@@ -108,6 +112,7 @@ class Worker:
         self._pace = pace
         self._acks: set[asyncio.Task[None]] = set()
         self._says: set[asyncio.Task[None]] = set()
+        self._reporting = asyncio.Semaphore(REPORTING)
         self._leftovers: list[tuple[Attempt, Report]] = []
         self._no_consumer = Complaint("no order can be fetched")
         self._no_metrics = Complaint("the GPU's sensors cannot be read")
@@ -203,18 +208,21 @@ class Worker:
     # ---- orders ------------------------------------------------------------------------------------------------------
 
     async def _take_orders(self) -> None:
-        while not self.stopping.is_set():
-            if self.state.stuck:
-                await self.stopping.wait()
-                return
-            delivery = await self._next()
-            if delivery is not None:
-                await self._handle(delivery)
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            while not self.stopping.is_set():
+                if self.state.stuck:
+                    await self.stopping.wait()
+                    return
+                delivery = await self._next(stopped)
+                if delivery is not None:
+                    await self._handle(delivery)
+        finally:
+            stopped.cancel()
 
-    async def _next(self) -> Order | None:
+    async def _next(self, stopped: asyncio.Task[Any]) -> Order | None:
         """The next order; None when there is none yet or the worker stops."""
         fetch = asyncio.create_task(self._orders.next(POLL))
-        stopped = asyncio.create_task(self.stopping.wait())
         try:
             await asyncio.wait({fetch, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not fetch.done():
@@ -227,10 +235,10 @@ class Worker:
             await asyncio.wait({stopped}, timeout=1)
             return None
         finally:
-            for task in (fetch, stopped):
-                task.cancel()
-            # what the fetch raised has been told above: awaited here once more it would end the worker
-            await asyncio.gather(fetch, stopped, return_exceptions=True)
+            if not fetch.done():
+                fetch.cancel()
+                # what it raises has been told above: awaited here once more it would end the worker
+                await asyncio.gather(fetch, return_exceptions=True)
 
     def _read(self, delivery: Order) -> RunOrder | None:
         """The order, or None after it was refused for good: a payload that is wrong stays wrong."""
@@ -254,16 +262,43 @@ class Worker:
         if self.state.is_finished(ref):
             self._later(self._acks, self._acknowledge(delivery))
             return
-        async with self._in_progress(delivery), self.cache.hold():
-            self._runner.store.hold_order(delivery.reply)
-            if not await self._may_start(order):
-                self._later(self._acks, self._acknowledge(delivery))
-                return
-            report = await self._run(order, ref)
-            if report is not None:
-                await self._deliver(ref, report)
+        if self._runner.starts_nothing(order):
+            await self._handle_brief(delivery, order, ref)
+            return
+        with self._in_progress(delivery):
+            async with self.cache.hold():
+                self._runner.store.hold_order(delivery.reply)
+                if not await self._may_start(order):
+                    self._later(self._acks, self._acknowledge(delivery))
+                    return
+                report = await self._run(order, ref)
+                if report is not None:
+                    await self._deliver(ref, report)
         self.state.finished(ref)
         self._later(self._acks, self._acknowledge(delivery))
+
+    async def _handle_brief(self, delivery: Order, order: RunOrder, ref: TaskRef) -> None:
+        """An order that starts nothing: it is reported while the next one is taken.
+
+        Acknowledged before it runs, whether that arrives or not: nothing of it is on disk, so after this worker's death
+        the conductor gives it anew in any case; a redelivery is known, or of another incarnation.
+        """
+        with contextlib.suppress(BusError):  # it comes again, and is known
+            await delivery.ack()
+        if ref in self.state.unreported or not await self._may_start(order):
+            return
+        report = await self._run(order, ref)
+        if report is not None:
+            await self._reporting.acquire()
+            self._later(self._acks, self._report_brief(ref, report))
+
+    async def _report_brief(self, ref: TaskRef, report: Report) -> None:
+        try:
+            await self.reporter.deliver(report)
+            self.state.finished(ref)
+            self.state.unreported.discard(ref)
+        finally:
+            self._reporting.release()
 
     async def _may_start(self, order: RunOrder) -> bool:
         """False when the order must be dropped. Asks the conductor first when the lease is over."""
@@ -337,21 +372,27 @@ class Worker:
             await asyncio.sleep(pause)
             pause = min(5.0, pause * 2)
 
-    @contextlib.asynccontextmanager
-    async def _in_progress(self, delivery: Order) -> AsyncIterator[None]:
-        async def tell() -> None:
-            while True:
-                await asyncio.sleep(IN_PROGRESS_EVERY)
-                with contextlib.suppress(BusError):  # the bus is away: fencing covers a redelivery
-                    await delivery.in_progress()
+    @contextlib.contextmanager
+    def _in_progress(self, delivery: Order) -> Iterator[None]:
+        """Say again and again that the order is being worked on; by a timer, since most end before the first time."""
 
-        telling = asyncio.create_task(tell())
+        timer: asyncio.TimerHandle
+        loop = asyncio.get_running_loop()
+
+        async def tell() -> None:
+            with contextlib.suppress(BusError):  # the bus is away: fencing covers a redelivery
+                await delivery.in_progress()
+
+        def due() -> None:
+            nonlocal timer
+            self._later(self._says, tell())
+            timer = loop.call_later(IN_PROGRESS_EVERY, due)
+
+        timer = loop.call_later(IN_PROGRESS_EVERY, due)
         try:
             yield
         finally:
-            telling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await telling
+            timer.cancel()
 
     # ---- what the conductor says -------------------------------------------------------------------------------------
 
