@@ -58,6 +58,9 @@ async def _fire(pool: Pool, js: JetStream, plan: Plan, book: Notebook) -> None:
         await _both(firing, watch)
         telling.cancel()
         await _both(asyncio.create_task(_until_final(pool, recorder, plan, book)), watch)
+    except Exception as problem:
+        print(f"  BROKEN OFF: {problem!r}", flush=True)  # what is read below may fail as well, and hide it
+        raise
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
