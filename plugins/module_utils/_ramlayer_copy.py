@@ -65,6 +65,7 @@ def _carry(source: int, target: int | None) -> str:
     """The digest of a file's content, which is also written to ``target``."""
     status = os.fstat(source)
     seen = hashlib.sha256(str(status.st_size).encode())
+    reached = 0
     for index, data in _chunks(source, status.st_size, status.st_blocks * 512 < status.st_size):
         seen.update(index.to_bytes(8, "big"))
         seen.update(data)
@@ -74,7 +75,8 @@ def _carry(source: int, target: int | None) -> str:
             while view:
                 written = os.pwrite(target, view, offset)
                 view, offset = view[written:], offset + written
-    if target is not None:
+            reached = offset
+    if target is not None and reached != status.st_size:
         os.ftruncate(target, status.st_size)
     return seen.hexdigest()[:32]
 
@@ -88,13 +90,20 @@ def digest(path: str | Path) -> str:
         os.close(source)
 
 
-def copy_content(source: str | Path, target: str | Path) -> str:
-    """Copy a file's content to a name that does not exist; returns its digest. Raises OSError."""
+def copy_content(source: str | Path, target: str | Path, like: Item | Entry | None = None) -> str:
+    """Copy a file's content to a name that does not exist; returns its digest. Raises OSError.
+
+    ``like`` is the metadata that the copy gets.
+    """
     reader = _open(str(source))
     try:
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        mode = 0o600 if like is None else like.mode & 0o777
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
-            return _carry(reader, writer)
+            found = _carry(reader, writer)
+            if like is not None:
+                _apply_open(writer, like)
+            return found
         finally:
             os.close(writer)
     finally:
@@ -133,6 +142,19 @@ def apply(path: str, item: Item | Entry) -> None:
     os.utime(path, ns=(item.mtime_ns, item.mtime_ns), follow_symlinks=False)
 
 
+def _apply_open(descriptor: int, item: Item | Entry) -> None:
+    """As ``apply``, for a file that was just made: what it has already is not set again."""
+    made = os.fstat(descriptor)
+    chown = (made.st_uid, made.st_gid) != (item.uid, item.gid)
+    if chown:
+        os.chown(descriptor, item.uid, item.gid)
+    if chown or stat.S_IMODE(made.st_mode) != item.mode:
+        os.chmod(descriptor, item.mode)
+    for name, value in item.attributes:
+        os.setxattr(descriptor, name, value)
+    os.utime(descriptor, ns=(item.mtime_ns, item.mtime_ns))
+
+
 def apply_to_directory(path: str, item: Item | Entry) -> None:
     """As ``apply``, for a directory that may have attributes which it should not keep."""
     wanted = {name for name, _value in item.attributes}
@@ -169,12 +191,11 @@ def fill_tree(source: Path, target: Path, items: dict[str, Item]) -> None:
             os.link(f"{target}/{item.link}", name)
         else:
             try:
-                found = copy_content(f"{source}/{path}", name)
+                found = copy_content(f"{source}/{path}", name, item)
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise Damaged(f"{path} is missing") from error
             if found != item.digest:
                 raise Damaged(f"{path} has another content than was saved")
-            apply(name, item)
     mend_directories(target, items, (path for path, item in items.items() if item.kind == "dir"))
 
 

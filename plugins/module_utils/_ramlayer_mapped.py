@@ -93,7 +93,7 @@ def _bytes(root: Root, path: str) -> bytes:
         return b""
     try:
         parts = []
-        while part := os.read(descriptor, 1 << 20):
+        while part := os.read(descriptor, 1 << 16):
             parts.append(part)
         return b"".join(parts)
     except OSError:

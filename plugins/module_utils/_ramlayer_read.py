@@ -15,7 +15,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from ._overlay import Entry, read_entry
 from ._ramlayer_copy import digest
@@ -26,15 +25,18 @@ _TRIES = 4
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV)
 
 
-def settled(path: Path, read: Callable[[], str], *, mapped: Collection[int], looked: int) -> tuple[Entry, str] | None:
+def settled(
+    path: str, read: Callable[[], str], *, mapped: Collection[int], looked: int, known: Entry | None = None
+) -> tuple[Entry, str] | None:
     """A file's entry and digest as of one instant, or None when it does not hold still or is gone.
 
     ``read`` reads it (and copies, perhaps) and returns the digest. ``mapped`` are inodes that were mapped for writing
-    at the time ``looked`` (ns since 1970). Raises OSError for anything but a name that has gone.
+    at the time ``looked`` (ns since 1970). ``known`` is an entry seen before: when it still holds after the reading,
+    nothing has changed in between. Raises OSError for anything but a name that has gone.
     """
     try:
-        for _attempt in range(_TRIES):
-            before = read_entry(path)
+        for attempt in range(_TRIES):
+            before = known if known is not None and not attempt else read_entry(path)
             began = time.time_ns()
             if before.kind != "file":
                 return None
@@ -59,7 +61,7 @@ def _moved(one: Entry, other: Entry) -> bool:
     return one._replace(atime_ns=0) != other._replace(atime_ns=0)
 
 
-def _still(path: Path) -> bool:
+def _still(path: str) -> bool:
     """Whether it is a file yet: then what was missing was something else, on the side that is written to."""
     try:
         return read_entry(path).kind == "file"

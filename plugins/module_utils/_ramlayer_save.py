@@ -212,7 +212,8 @@ def _promoted(look: _Look, kept: dict[str, Entry]) -> list[str]:
 
 
 def _differs_from_base(source: Source, look: _Look, path: str) -> bool:
-    found = settled(source.upper / path, lambda: digest(source.upper / path), mapped=look.mapped, looked=look.since)
+    name = f"{source.upper}/{path}"
+    found = settled(name, lambda: digest(name), mapped=look.mapped, looked=look.since, known=look.entries[path])
     if found is None:
         return True
     if path not in look.promoted:
@@ -230,12 +231,12 @@ def _file(source: Source, look: _Look, draft: Draft, path: str, entry: Entry) ->
 
 
 def _read(source: Source, look: _Look, draft: Draft, path: str, entry: Entry) -> Item | None:
-    name = source.upper / path
+    name = f"{source.upper}/{path}"
     home = path if path in look.before else look.homes.get(entry.inode, path)
     old = look.before.get(home)
     old = old if old is not None and old.kind == "file" else None
     if old is not None and (old.size, old.mtime_ns) == (entry.size, entry.mtime_ns):
-        found = settled(name, lambda: digest(name), mapped=look.mapped, looked=look.since)
+        found = settled(name, lambda: digest(name), mapped=look.mapped, looked=look.since, known=entry)
         if found is not None and found[1] == old.digest:
             made = item(found[0], digest=old.digest, born=draft.number)
             if made._replace(born=old.born).same_inode(old):
@@ -243,24 +244,31 @@ def _read(source: Source, look: _Look, draft: Draft, path: str, entry: Entry) ->
             # only its metadata is new: where blocks can be shared, its content is not written again
             target = draft.stage()
             if clone_content(source.store.current_tree() / home, target):
+                apply(target, made)
                 return _staged(look, path, found[0], made, target)
     target = draft.stage()
+    copies = 0
 
     def copy() -> str:
-        forgotten(target)
-        return copy_content(name, target)
+        nonlocal copies
+        copies += 1
+        if copies > 1:
+            forgotten(target)
+        return copy_content(name, target, entry if copies == 1 else None)
 
-    found = settled(name, copy, mapped=look.mapped, looked=look.since)
+    found = settled(name, copy, mapped=look.mapped, looked=look.since, known=entry)
     if found is not None:
         draft.written += found[0].size
-        return _staged(look, path, found[0], item(found[0], digest=found[1], born=draft.number), target)
+        made = item(found[0], digest=found[1], born=draft.number)
+        if copies > 1:  # the entry that the first copy was made like has not held
+            apply(target, made)
+        return _staged(look, path, found[0], made, target)
     forgotten(target)
     look.unsettled.add(path)
     return None if old is None else _reused(source, look, draft, path, home)
 
 
 def _staged(look: _Look, path: str, entry: Entry, made: Item, target: str) -> Item:
-    apply(target, made)
     look.staged[path] = target
     look.entries[path] = entry
     return made

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 from ._atomic import write_atomic
@@ -64,13 +65,14 @@ class Memory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rest = b""
+        self._first = b""
 
     def head(self) -> Seen | None:
         """Everything but ``entries``, ``items`` and ``promoted``; None when there is no memory that can be used."""
         try:
-            first, _newline, self._rest = self.path.read_bytes().partition(b"\n")
-            known = json.loads(first)
+            with self.path.open("rb") as stream:
+                self._first = stream.readline()
+            known = json.loads(self._first)
             if known["version"] != [_VERSION, marshal.version, sys.implementation.cache_tag]:
                 return None
             return Seen(known["token"], known["generation"], known["since"], known["clock"], set(known["compare"]))
@@ -78,12 +80,17 @@ class Memory:
             return None
 
     def fill(self, seen: Seen) -> bool:
-        """Read the rest; False when it is damaged."""
+        """Read the rest; False when it is damaged, or was replaced since the head was read."""
         try:
-            entries, items, seen.promoted = marshal.loads(self._rest)  # noqa: S302 - root's own file in /run
-            seen.entries = {path: Entry._make(row) for path, row in entries.items()}
-            seen.items = {path: Item._make(row) for path, row in items.items()}
-        except (ValueError, TypeError, EOFError):
+            with self.path.open("rb") as stream:
+                if stream.readline() != self._first:
+                    return False
+                rest = stream.read()  # at once: marshal.load would read it item by item
+            entries, items, seen.promoted = marshal.loads(rest)  # noqa: S302 - root's own file in /run
+            # as _make does, without a call of Python's a row: there are tens of thousands
+            seen.entries = dict(zip(entries, map(tuple.__new__, repeat(Entry), entries.values()), strict=True))
+            seen.items = dict(zip(items, map(tuple.__new__, repeat(Item), items.values()), strict=True))
+        except (OSError, ValueError, TypeError, EOFError):
             return False
         return True
 

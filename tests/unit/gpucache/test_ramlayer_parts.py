@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from organism.core._overlay import Entry, scan
+from organism.core._overlay import Entry, read_entry, scan
 from organism.core._ramlayer_copy import CHUNK, copy_content, digest
 from organism.core._ramlayer_manifest import Item, append, decode, encode, item, touched
 from organism.core._ramlayer_mapped import mapped_inodes, may_write, parse_maps
-from organism.core._ramlayer_seen import Memory, Seen, clock, follow, same_clock
+from organism.core._ramlayer_read import settled
+from organism.core._ramlayer_seen import SLACK, Memory, Seen, clock, follow, same_clock
 from organism.core._ramlayer_seen import touched as touched_since
 from organism.core._root import Root
 
@@ -154,3 +155,44 @@ def test_a_digest_does_not_depend_on_where_the_holes_are(tmp_path: Path) -> None
     longer = tmp_path / "longer"
     longer.write_bytes(content[:-4] + bytes(4))
     assert len({digest(path) for path in (dense, shorter, longer)}) == 3
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o4755, 0o2775, 0o1777])
+def test_a_copy_is_made_like_its_entry(tmp_path: Path, mode: int) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 5000)
+    source.chmod(mode)
+    os.utime(source, ns=(1, 1_234_567_890_123_456_789))
+    entry = read_entry(source)
+    copy_content(source, tmp_path / "copy", entry)
+    assert read_entry(tmp_path / "copy").state == entry.state
+
+
+def test_an_empty_tail_is_part_of_a_copy(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.write(b"head")
+        stream.truncate(3 * CHUNK + 5)
+    copy_content(tmp_path / "sparse", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "sparse").read_bytes()
+
+
+def test_an_entry_seen_before_the_reading_counts_only_while_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("old", encoding="utf-8")
+    known = read_entry(path)
+    path.write_text("newer", encoding="utf-8")
+    reads: list[str] = []
+
+    def read() -> str:
+        reads.append(path.read_text(encoding="utf-8"))
+        return digest(path)
+
+    later = time.time_ns() + 10**9
+    found = settled(str(path), read, mapped=(), looked=later, known=known)
+    assert found is not None and found[0].size == 5 and reads == ["newer", "newer"]
+    # and while it does, nothing is asked twice
+    time.sleep(3 * SLACK / 1e9)
+    reads.clear()
+    now = read_entry(path)
+    again = settled(str(path), read, mapped=(), looked=time.time_ns() + 10**9, known=now)
+    assert again is not None and again[1] == found[1] and len(reads) == 1
