@@ -30,6 +30,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -388,9 +389,7 @@ def run(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     many.warm(paths)
     for count in (0, 1, 1000):
         _say(f"{count} of them changed, {asked.repeat} rounds")
-        row = rows[f"{count} of {asked.files} changed"] = many.rounds(
-            asked.repeat, lambda count=count: change(paths, count)
-        )
+        row = rows[f"{count} of {asked.files} changed"] = many.rounds(asked.repeat, partial(change, paths, count))
         _say(", ".join(f"{who} {cost.seconds:.3f} s" for who, cost in row.items()))
     _say("1000 of them read")
     rows[f"0 of {asked.files} changed, 1000 read"] = many.rounds(asked.repeat, lambda: read(paths, 1000))
