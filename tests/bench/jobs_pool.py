@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chaos.jobs.bus import Keys, binary
 from chaos.jobs.parts import HANG, Part, python, wait_for, write_settings
@@ -93,6 +94,8 @@ class Pool:
         self.server = self._server()
         self.conductors = [self._conductor(name) for name in shape.conductors]
         self.workers = self._workers()
+        self.ended: Part | None = None
+        """The part whose end nobody wanted."""
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -186,6 +189,16 @@ class Pool:
             while not self._said(times, parts or self.conductors):  # noqa: ASYNC110 - see below
                 await asyncio.sleep(0.02)  # a log tells nobody
 
+    async def watch(self, whose: asyncio.Task[Any] | None) -> None:
+        """Cancel the task when a part ends that nobody has stopped: it would wait for it in vain."""
+        while whose is not None:
+            await asyncio.sleep(1.0)  # a look now and then is enough
+            for part in (self.server, *self.conductors, *self.workers):
+                if not part.held and not part.running:
+                    self.ended = part
+                    whose.cancel()
+                    return
+
     @staticmethod
     def _said(times: int, parts: Sequence[Part]) -> bool:
         return any(part.log.read_text().count("leading shard") >= times for part in parts)
@@ -238,9 +251,15 @@ class Pool:
 async def pool(folder: Path, shape: Shape | None = None, *, workers: bool = True) -> AsyncIterator[Pool]:
     """A running pool, which ends with the context and leaves nothing."""
     made = Pool(folder, shape or Shape())
+    watching = asyncio.create_task(made.watch(asyncio.current_task()))
     try:
         await made.up(workers=workers)
         yield made
+    except asyncio.CancelledError:
+        if made.ended is None:
+            raise
+        raise SystemExit(f"bench: {made.ended.name} has ended: {made.ended.log.read_text()[-1500:]}") from None
     finally:
+        watching.cancel()
         made.down()
         shutil.rmtree(folder)
