@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The long crash tier of the RAM layers: ``./run chaos SUITE=ram [SEED=n] [MINUTES=m]``.
 
-Each round makes one tree and cuts its sync before every single system call, by SIGKILL and by the two kinds of power
-cut, on ext4 and on XFS in turn. It ends 0 when each restore gave a whole generation, 1 otherwise; what failed is told
-with the words that show it again.
+Each round makes one tree and cuts its sync before every single system call that changes anything, by SIGKILL and by the
+two kinds of power cut, on ext4 and on XFS in turn. It ends 0 when each restore gave a whole generation, 1 otherwise;
+what failed is told with the words that show it again.
 """
 
 from __future__ import annotations
