@@ -163,6 +163,8 @@ class WaitReply(_Reply, omit_defaults=True, kw_only=True):
     results: dict[str, Result] = {}
     pending: list[str] = []
     unknown: list[str] = []
+    cut: bool = False
+    """Some of ``pending`` may be final."""
 
 
 class LogsRequest(_Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

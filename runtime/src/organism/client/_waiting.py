@@ -30,6 +30,8 @@ HOLD = 5.0
 FEW = 16
 """Up to so many ids one question is held; above, it is put every ROUND seconds, lest each result cost one question."""
 ROUND = 2.0
+MANY = 1000
+"""Above so many jobs the rounds are longer, lest the conductor tell all the time what notices tell anyway."""
 HEARD = 2.0
 """Seconds before the first question about a job whose notice cannot have been missed."""
 FRESH_GRACE = 30.0
@@ -221,7 +223,8 @@ class Waiter:
                 self._fail({task_id: self._entries[task_id] for task_id in chunk if task_id in self._entries}, error)
                 return
             self.trouble = ""
-            self._take(chunk, reply, 0.0 if few or reply.results else ROUND)
+            # not at once because some were final: notices tell of those, and the next would be final as well
+            self._take(chunk, reply, 0.0 if few or reply.cut else ROUND * max(1.0, len(due) / MANY))
 
     @staticmethod
     def _fail(entries: dict[str, _Entry], error: MaestroError) -> None:

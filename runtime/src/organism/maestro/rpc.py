@@ -218,6 +218,7 @@ class Rpc:
         for task_id in ids:
             if self._live(user, task_id) is not None or size > ANSWER_LIMIT:
                 reply.pending.append(task_id)
+                reply.cut |= size > ANSWER_LIMIT
                 continue
             result = known(task_id) or stored.get(task_id)
             if result is None or not self._may(user, result.user):
@@ -229,6 +230,7 @@ class Rpc:
             size += len(messages.encode(result))
             if size > ANSWER_LIMIT and reply.results:
                 reply.pending.append(task_id)
+                reply.cut = True
             else:
                 reply.results[task_id] = result
         return reply
