@@ -59,9 +59,8 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     made.add_argument("--jobs", type=int, help="of a bulk")
     made.add_argument("--singles", type=int, help="jobs one at a time")
     made.add_argument("--rounds", type=int, help="of which the medians count")
-    made.add_argument(
-        "--million", action="store_true", help="also with 1,000,000 jobs waiting (a quarter of an hour, 3 GB)"
-    )
+    made.add_argument("--waiting", help="lengths of the queue, with commas (default: 1000,10000,100000)")
+    made.add_argument("--million", action="store_true", help="also with 1,000,000 jobs waiting (half an hour, 4 GB)")
     made.add_argument("--json", action="store_true", help="print the result as JSON instead of tables")
     made.add_argument("--store-baseline", action="store_true", help="keep the result as tests/bench/baseline/jobs.json")
     asked = made.parse_args(words)
@@ -81,8 +80,10 @@ def say(text: str) -> None:
 def sizes_of(asked: argparse.Namespace) -> Sizes:
     sizes = QUICK if asked.quick else Sizes()
     changed = {name: getattr(asked, name) for name in ("jobs", "singles", "rounds") if getattr(asked, name)}
+    if asked.waiting:
+        changed["waiting"] = tuple(int(word) for word in asked.waiting.split(","))
     if asked.million:
-        changed["waiting"] = (*sizes.waiting, 1_000_000)
+        changed["waiting"] = (*changed.get("waiting", sizes.waiting), 1_000_000)
     return Sizes(**{**vars(sizes), **changed})
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from bench import jobs_load
 from bench.jobs_pool import Pool, Shape, Usage, pool
-from bench.jobs_table import Column
+from bench.jobs_table import Column, text_of
 
 from organism.client import AsyncMaestro, MaestroError
 
@@ -102,6 +102,7 @@ async def waiting(result: dict[str, Any], sizes: Sizes, folder: Path, say: Say) 
             row["rate"] = sizes.jobs / (time.monotonic() - began)
             row["cpu"] = 1e6 * (Usage.of(conductor.pid).cpu - before.cpu) / sizes.jobs
             rows[name] = row
+            say(", ".join(f"{key} {text_of(value, 1)}" for key, value in row.items()))
     result["tables"]["queue"] = rows
     result["notes"]["queue"] = [
         "restart: from the conductor's kill -9 until its next start leads (the dead one's lease of 6 s included)",
