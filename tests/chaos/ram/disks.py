@@ -95,7 +95,9 @@ class Disk:
         self.unmount()
         self.mount()
         try:
-            next(self.place.iterdir(), None)
+            # a dead one still shows what was read of it before, and takes no change
+            (self.place / "alive").touch()
+            (self.place / "alive").unlink()
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -103,5 +105,6 @@ class Disk:
             self.unmount()
             other = self.image.with_name(f"{self.image.name}+")
             subprocess.run(["cp", "--sparse=always", str(self.image), str(other)], check=True)
+            self.image.unlink()
             self.image = other
             self.mount()
