@@ -163,6 +163,8 @@ def prepare(pve: Pve, vm: Vm, node: Node, wish: Wish) -> Report:
     """All that can be refused, before the VM is touched. Raises PveRefused."""
     if wish.cycles < 1:
         raise PveRefused(f"cycles must be 1 or more, not {wish.cycles}")
+    if wish.run < 0:
+        raise PveRefused(f"run_seconds must be 0 or more, not {wish.run:g}")
     if not node.is_here(vm.node):
         raise PveRefused(f"{vm} is on node {vm.node}, and cards are judged there: run this on that node")
     if vm.running and not wish.interrupt:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 import json
 import os
 import re
@@ -127,6 +129,25 @@ def test_it_loads_and_knows_every_group_that_playbooks_name(inventory: Path) -> 
 @inventories
 def test_roles_accept_its_variables(inventory: Path) -> None:
     assert problems(inventory) == []
+
+
+def test_the_reference_rig_has_all_that_level_6_wants() -> None:
+    loader = DataLoader()
+    manager = InventoryManager(loader=loader, sources=[str(REPO / "inventories" / "pandaminer")])
+    variables = VariableManager(loader=loader, inventory=manager)
+    panda, pool = (variables.get_vars(host=manager.get_host(name)) for name in ("panda", "gpupool"))
+    assert panda["gpu_passthrough_devices"] and panda["gpu_passthrough_cards"] == 12
+    assert panda["gpu_pool_vm_image_file"].endswith(".qcow2") and "genericcloud" not in panda["gpu_pool_vm_image_file"]
+    for key in panda["gpu_pool_vm_ssh_keys"]:
+        kind, blob, _name = key.split()
+        raw = base64.b64decode(blob, validate=True)
+        assert kind == "ssh-ed25519" and len(raw) == 51 and raw[4:15] == kind.encode()
+    address = ipaddress.ip_interface(panda["gpu_pool_vm_ip"])
+    assert str(address.ip) == pool["ansible_host"], "level 7 logs in where cloud-init puts the VM"
+    assert panda["gpu_pool_vm_user"] == pool["ansible_user"]
+    assert ipaddress.ip_address(panda["gpu_pool_vm_gateway"]) in address.network
+    assert ipaddress.ip_address(panda["ansible_host"]) in address.network, "the bus lies on the same bridge"
+    assert panda["gpu_pool_vm_memory_mib"] >= 2 * 12 * pool["gpucache_cache_mb"], "caches may take half of it"
 
 
 def test_a_misspelt_and_a_mistyped_variable_are_found(tmp_path: Path) -> None:

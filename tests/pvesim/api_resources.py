@@ -267,6 +267,7 @@ def change_storage(call: Call) -> dict[str, Any]:
         each.options["sparse"] = int(call.flag("sparse"))
     if "content" in call.params:
         each.content = set(split(call.text("content")))
+        call.node.storages.write()
     return {"storage": each.id, "type": each.kind}
 
 

@@ -35,10 +35,12 @@ class Control:
             "devices": self.devices,
             "set-devices": self.set_devices,
             "host": self.host,
+            "break-reset": self.break_reset,
             "token": self.token,
             "user": self.user,
             "reservations": self.reservations,
             "machines": self.machines,
+            "tasks": self.tasks,
             "starts": self.starts,
             "lock": self.lock,
             "set-ha": self.set_ha,
@@ -107,8 +109,12 @@ class Control:
             kept = {int(size): int(count) for size, count in value.items()} if name == "hugepages" else value
             setattr(self.node.host, name, tuple(kept) if name == "bridges" else kept)
         found = asdict(self.node.host)
-        del found["devices"]
+        del found["devices"], found["stops_left"]
         return found
+
+    def break_reset(self, slot: str, stops: int) -> None:
+        """A card (``0000:03:00``) is dead after so many further stops of its VM."""
+        self.node.host.stops_left[slot] = stops
 
     def user(self, name: str, password: str | None = None) -> None:
         self.node.access.users.setdefault(name, User()).password = password
@@ -129,6 +135,10 @@ class Control:
         with self.node.guard:
             found = list(self.node.machines.items())
         return {str(vmid): machine.pid for vmid, machine in found if machine.running}
+
+    def tasks(self) -> list[str]:
+        """Those that run."""
+        return [task.upid for task in self.node.tasks.running()]
 
     def starts(self) -> list[dict[str, list[str]]]:
         """VMs with their devices that ran at the instant after each start, since this was asked last."""

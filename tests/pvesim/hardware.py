@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+CONFIG_BYTES = 64
+
 
 @dataclass(frozen=True)
 class PciDevice:
@@ -66,6 +68,8 @@ class Host:
     hugepages: dict[int, int] = field(default_factory=lambda: {2: 16384, 1024: 24})
     bridges: tuple[str, ...] = ("vmbr0",)
     devices: dict[str, PciDevice] = field(default_factory=dict)
+    stops_left: dict[str, int] = field(default_factory=dict)
+    """Cards that do not come back from a reset, by slot: after how many stops of their VM."""
 
     @classmethod
     def standard(cls, gpus: int = 12) -> Host:
@@ -87,11 +91,30 @@ class Host:
                 numbers |= {"subsystem_vendor": each.subsystem[0], "subsystem_device": each.subsystem[1]}
             for name, number in numbers.items():
                 (folder / name).write_text(f"0x{number}\n", encoding="ascii")
+            (folder / "reset_method").write_text("bus\n", encoding="ascii")
+            (folder / "current_link_width").write_text("16\n", encoding="ascii")
+            identity = int(each.vendor, 16).to_bytes(2, "little") + int(each.device, 16).to_bytes(2, "little")
+            (folder / "config").write_bytes(identity.ljust(CONFIG_BYTES, b"\0"))
             if each.group is not None:
                 members = top / f"kernel/iommu_groups/{each.group}/devices"
                 members.mkdir(parents=True, exist_ok=True)
                 (members / each.address).symlink_to(f"../../../../bus/pci/devices/{each.address}")
                 (folder / "iommu_group").symlink_to(f"../../../../kernel/iommu_groups/{each.group}")
+
+    def bind(self, top: Path, addresses: Iterable[str]) -> None:
+        """A VM gets them, and Proxmox VE binds them to vfio-pci, where they stay."""
+        for address in addresses:
+            link = top / "bus/pci/devices" / address / "driver"
+            if not link.is_symlink():
+                link.symlink_to("../../drivers/vfio-pci")
+
+    def give_back(self, top: Path, addresses: Iterable[str]) -> None:
+        """Their VM has ended, and the kernel resets them. One that does not come back reads as all ones."""
+        for slot in sorted({address.partition(".")[0] for address in addresses} & set(self.stops_left)):
+            self.stops_left[slot] -= 1
+            if self.stops_left[slot] == 0:
+                for folder in (top / "bus/pci/devices").glob(f"{slot}.*"):
+                    (folder / "config").write_bytes(b"\xff" * CONFIG_BYTES)
 
     def functions(self, path: str) -> list[PciDevice]:
         """Of a path as ``hostpci`` names it: one function, or without one all that the device has."""

@@ -85,6 +85,7 @@ def _start(node: Node, vmid: int, conf: Conf, task: Task, *, paused: bool, migra
         node.machines[vmid] = machine
         node.starts.append({each.vmid: each.devices for each in node.machines.values() if each.exists})
     node.reservations.reserve(addresses, vmid, pid=machine.pid)
+    node.host.bind(node.top / "sys", addresses)
     (node.top / f"run/qemu-server/{vmid}.cleanup").touch()
     threading.Thread(target=_watch, args=(node, machine), name=f"qmeventd-{vmid}", daemon=True).start()
     hooks.run(node, config, vmid, "post-start", task, extra=extra)
@@ -163,6 +164,8 @@ def _clean(node: Node, vmid: int, conf: Conf, task: Task | None, *, apply: bool)
         return
     for suffix in ("pid", "qmp", "console"):
         (node.top / f"run/qemu-server/{vmid}.{suffix}").unlink(missing_ok=True)
+    held = [address for address, each in list(node.reservations.by_address.items()) if each.vmid == vmid]
+    node.host.give_back(node.top / "sys", held)
     node.reservations.release(vmid)
     if apply and conf.has_pending:
         apply_pending(node, vmid, conf)

@@ -51,12 +51,24 @@ class Storages:
             made = self.by_id[name] = Storage(name, kind, content, path, dict(options))
         for folder in ("snippets", "images", "template/iso", "import") if kind == "dir" else ("",):
             (path / folder).mkdir(parents=True, exist_ok=True)
+        self.write()
         return made
+
+    def write(self) -> None:
+        """``storage.cfg``, for what reads there."""
+        sections = []
+        for each in self.by_id.values():
+            told = {key: value for key, value in each.shown().items() if key not in ("storage", "type")}
+            sections.append(f"{each.kind}: {each.id}\n" + "".join(f"\t{key} {value}\n" for key, value in told.items()))
+        file = self.top / "etc/pve/storage.cfg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(sections), encoding="utf-8")
 
     def remove(self, name: str) -> None:
         """The entry; what lies there stays. Raises Died."""
         with self.lock:
             del self.by_id[self.find(name).id]
+            self.write()
 
     def find(self, name: str) -> Storage:
         if name not in self.by_id:

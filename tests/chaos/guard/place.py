@@ -252,8 +252,22 @@ class Place:
             if each["pid"] is not None and pids.get(each["vmid"]) == each["pid"]
         }
 
+    def busy(self) -> bool:
+        """Does anything go on? A killed guard leaves its ``qm`` behind, which goes on to stop a VM; and a VM that has
+        ended is cleaned up after."""
+        gone = set(VMIDS) - set(self.running())
+        flags = self.top / "run/qemu-server"
+        return bool(
+            self._processes(rf"{_OURS}|/bin/qm\b")
+            or self.sim.control("tasks")
+            or any((flags / f"{vmid}.cleanup").exists() for vmid in gone)
+        )
+
     def hooks(self) -> list[int]:
         """Processes of the guard: hooks, and commands that serve a request."""
+        return self._processes(_OURS)
+
+    def _processes(self, pattern: str) -> list[int]:
         found = []
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
@@ -262,6 +276,6 @@ class Place:
                     name = Path(entry.path, "comm").read_text(errors="replace").strip()
                 except OSError:
                     continue  # it has ended
-                if str(self.top) in words and re.search(_OURS, f"{words} {name}"):
+                if str(self.top) in words and re.search(pattern, f"{words} {name}"):
                     found.append(int(entry.name))
         return found

@@ -182,7 +182,7 @@ class Storm:
         ends = time.monotonic() + HANG_S
         while True:
             held = [vmid for vmid in VMIDS if _guard_pve.lock_holder(root, _guard_pve.lock_path(vmid)) is not None]
-            if not held and _guard_pve.lock_holder(root, LOCK) is None and not self.place.hooks():
+            if not held and _guard_pve.lock_holder(root, LOCK) is None and not self.place.busy():
                 return
             if time.monotonic() > ends:
                 raise Broken(f"locks of {held} or the guard's are held for ever")
