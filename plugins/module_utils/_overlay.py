@@ -33,6 +33,8 @@ OPTIONS = "index=off,metacopy=off,redirect_dir=off,xino=off,strictatime"
 KEPT_ATTRIBUTES = frozenset({"trusted.overlay.opaque"})
 _OVERLAY = "trusted.overlay."
 _NESTED = "trusted.overlay.overlay."  # an overlay's own attributes within an overlay are escaped so: they are a user's
+# XFS shows root the store of its ACLs as well, which system.posix_acl_* tell already: a copy elsewhere has none of it
+_STORES = frozenset({"trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT"})
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -158,6 +160,8 @@ def _kind(status: os.stat_result) -> str:
 def _attributes(path: Path | str) -> tuple[tuple[str, bytes], ...]:
     found = []
     for name in sorted(os.listxattr(path, follow_symlinks=False)):
+        if name in _STORES:
+            continue
         if name in KEPT_ATTRIBUTES or name.startswith(_NESTED) or not name.startswith(_OVERLAY):
             try:
                 found.append((name, os.getxattr(path, name, follow_symlinks=False)))

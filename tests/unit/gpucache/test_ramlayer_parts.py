@@ -196,3 +196,10 @@ def test_an_entry_seen_before_the_reading_counts_only_while_it_holds(tmp_path: P
     now = read_entry(path)
     again = settled(str(path), read, mapped=(), looked=time.time_ns() + 10**9, known=now)
     assert again is not None and again[1] == found[1] and len(reads) == 1
+
+
+def test_how_xfs_stores_an_acl_is_no_attribute_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = ["trusted.SGI_ACL_FILE", "user.note", "trusted.SGI_ACL_DEFAULT"]
+    monkeypatch.setattr(os, "listxattr", lambda *_path, **_follow: shown)
+    monkeypatch.setattr(os, "getxattr", lambda *_path, **_follow: b"v")
+    assert read_entry(tmp_path).attributes == (("user.note", b"v"),)
