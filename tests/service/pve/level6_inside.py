@@ -51,12 +51,18 @@ def mounted(top: Path) -> None:
     for inside, path in SHOWN.items():
         (top / inside).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", str(top / inside), path], check=True)
-    for folder, names in (("/usr/bin", ("pvesh",)), ("/usr/sbin", ("qm",))):
-        above = top / "above" / folder.strip("/")
+    (above_all := top / "above").mkdir()
+    grub = above_all / "grub"  # a boot loader, which nothing here changes
+    grub.write_text('GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    for folder, name, target in (
+        ("/usr/bin", "pvesh", top / "bin/pvesh"),
+        ("/usr/sbin", "qm", top / "bin/qm"),
+        ("/etc/default", "grub", grub),
+    ):
+        above = above_all / folder.strip("/")
         for each in (above / "upper", above / "work"):
             each.mkdir(parents=True)
-        for name in names:
-            (above / "upper" / name).symlink_to(top / "bin" / name)
+        (above / "upper" / name).symlink_to(target)
         options = f"lowerdir={folder},upperdir={above}/upper,workdir={above}/work"
         subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", folder], check=True)
     marker = Path("/etc/organism/levels/4.json")
