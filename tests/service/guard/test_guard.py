@@ -288,7 +288,8 @@ def test_a_look_finds_what_no_guard_keeps_apart(place: Place) -> None:
         place.sim.qm("set", LAB, "--delete", "hostpci0")
         assert place.by_qm("start", LAB)[0]
         found = Storm(place, random.Random(1))
-        found._look()
+        with place.watched() as line:
+            found._look(line)
     finally:
         entry.write_text(text)
         place.sim.qm("stop", LAB)
