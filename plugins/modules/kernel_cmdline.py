@@ -99,7 +99,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 loader:
-  description: The boot loader that was found, by the names of O(loader).
+  description:
+    - The boot loader that was found, by the names of O(loader).
+    - V(none) when O(state=absent), none was found, and nothing was ever set.
   type: str
   returned: success
   sample: grub
@@ -163,6 +165,7 @@ from ansible_collections.organism.proxmox.plugins.module_utils import _boot_load
 from ansible_collections.organism.proxmox.plugins.module_utils import _boot_tokens as boot
 from ansible_collections.organism.proxmox.plugins.module_utils import _kernel_cmdline as kc
 from ansible_collections.organism.proxmox.plugins.module_utils._ansible import finish, refuse
+from ansible_collections.organism.proxmox.plugins.module_utils._difference import Difference
 from ansible_collections.organism.proxmox.plugins.module_utils._earlier import EarlierStateError
 from ansible_collections.organism.proxmox.plugins.module_utils._root import Root
 from ansible_collections.organism.proxmox.plugins.module_utils._systemd import CommandError, run_command
@@ -181,7 +184,14 @@ def converge(module: AnsibleModule, root: Root) -> None:
     if params["state"] == "present":
         wanted = kc.wanted_words(params["tokens"], params["flags"], params["accept_unknown"])
     name, capability = params["loader"], params["capability"]
-    loader = loaders.detect(root) if name == "auto" else loaders.named(name, root)
+    try:
+        loader = loaders.detect(root) if name == "auto" else loaders.named(name, root)
+    except loaders.BootLoaderError:
+        if params["state"] == "present" or boot.record(root, capability).kept:
+            raise
+        # a rollback on a host that never had any of it, such as a container: nothing to look for, nothing to take back
+        nothing: dict[str, Any] = {"reboot_required": False, "pending": [], "cmdline": [], "kept_by_others": []}
+        finish(module, Difference(), header=f"kernel parameters of {capability}", loader="none", **nothing)
     facts = boot.gather(root, capability, loader)
     plan = boot.make_plan(capability, wanted, facts)
     lines = boot.coming(root, capability, facts, plan)

@@ -317,3 +317,21 @@ def test_bad_arguments_are_refused(grub: Host, arguments: dict[str, Any]) -> Non
 
 def test_the_files_name_is_the_contract() -> None:
     assert _grub_dropin.path("profile") == "/" + DROPIN
+
+
+def test_taking_back_what_never_was_needs_no_boot_loader(
+    tmp_path: Path, module_runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = build(tmp_path, module_runner, monkeypatch, **{"proc/cmdline": "root=/dev/a\n"})
+    back = host.run(state="absent")
+    assert (back.result["changed"], back.result["loader"], back.result["pending"]) == (False, "none", [])
+    refused = host.run(tokens=ISOLATED)
+    assert refused.failed and "no boot loader was found" in refused.result["msg"]
+
+
+def test_a_boot_loader_that_is_gone_keeps_what_was_set_from_being_forgotten(grub: Host) -> None:
+    grub.run(tokens=ISOLATED)
+    (grub.top / "etc/default/grub").unlink()
+    refused = grub.run(state="absent")
+    assert refused.failed and "no boot loader was found" in refused.result["msg"]
+    assert grub.records() == ["kernel_cmdline-profile.json"]
