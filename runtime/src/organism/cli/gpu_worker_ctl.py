@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``gpu-worker-ctl``: the workers of this machine at a glance, and the hand that starts them.
 
-Exit codes: 0 done (status: all run), 1 something failed (status: a worker does not run), 2 usage.
+Exit codes: 0 done (status: all run; probe: each GPU has a working stack), 1 something failed (status: a worker does not
+run; probe: a GPU has none), 2 usage.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from organism._version import VERSION
+from organism.cli import _probe
 from organism.core import _bus, _gpu_map, _gpu_worker
 from organism.core._gpu_map import Entry, MapError
 from organism.core._keyvalue import SettingsError
@@ -23,6 +25,7 @@ from organism.core._maestro_deploy import File, read_files
 from organism.core._root import Root
 from organism.core._systemd import CommandError, Systemctl, UnitState, booted
 from organism.core._worker_settings import CONFIG, GPU_MAP, check_cpuset, load_settings, render_dropin
+from organism.worker import probe
 
 STATUS_LINES = 12
 
@@ -49,7 +52,36 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_argument("-n", "--lines", type=int, default=50, help="how many lines (default: %(default)s)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as more is logged")
     logs.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    ask = commands.add_parser(
+        "probe",
+        help="which compute stacks (OpenCL, Vulkan, ROCm, CUDA) answer for each GPU",
+        description="Ask clinfo, vulkaninfo, rocminfo and nvidia-smi which of the GPUs they reach."
+        " Ends with 0 when each GPU has at least one working stack.",
+    )
+    ask.add_argument("--require", metavar="STACK,...", type=_stacks, default=(), help="stacks that each GPU must have")
+    ask.add_argument(
+        "--timeout", metavar="S", type=_seconds, default=probe.LIMIT, help="seconds for a tool (default: %(default)g)"
+    )
+    ask.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _stacks(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in probe.STACKS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{text!r} must name some of {', '.join(probe.STACKS)}")
+    return names
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 600:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0, at most 600")
+    return value
 
 
 class Command:
@@ -166,6 +198,20 @@ class Command:
         )
         return done.stdout or done.stderr
 
+    def probe(self) -> int:
+        try:
+            entries = self.entries()
+        except FileNotFoundError:
+            if self.options.map:
+                raise
+            entries = None  # before level 7 there is none, and passthrough is to be looked at already
+        found = probe.probe(self.root, entries, self.options.timeout, self.options.require)
+        if self.options.json:
+            self.say(json.dumps(_probe.record(found), indent=2))
+        else:
+            self.say("\n".join(_probe.lines(found)))
+        return 0 if found.ok else 1
+
     def logs(self) -> int:
         gpu: str = self.options.gpu
         if not _bus.is_identifier(gpu):
@@ -196,6 +242,7 @@ def main(argv: list[str] | None = None, **given: Any) -> int:
             "restart": command.restart,
             "status": command.status,
             "logs": command.logs,
+            "probe": command.probe,
         }[options.command]()
     except (SettingsError, MapError, ValueError, CommandError, OSError) as error:
         sys.stderr.write(f"gpu-worker-ctl: {error}\n")
