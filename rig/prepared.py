@@ -65,6 +65,11 @@ def _only_one(where: Settings) -> Iterator[None]:
         yield
 
 
+def exists(where: Settings, machine: Machine) -> bool:
+    """Whether such a machine was prepared before, for whatever QEMU and accelerator."""
+    return any(image.folder(where, machine.flavour).glob(f"prepared-{machine.memory}-*.qcow2"))
+
+
 def ensure(where: Settings, machine: Machine, qemu: Qemu) -> Prepared:
     """The prepared disk for this machine's memory, kernel and accelerator; made unless it is in the cache.
 

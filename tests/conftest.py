@@ -80,7 +80,6 @@ class Account:
     def __init__(self) -> None:
         self.tiers: dict[str, Tier] = {}
         self.current = ""
-        self.started = time.monotonic()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

@@ -3,27 +3,24 @@
 """The rig tier: a real kernel in a virtual machine. Skipped aloud where no QEMU or image builder can be had.
 
 `./run rig-test` runs it; tests marked `whole` boot and reboot, the others start from the snapshot. Those marked `fast`
-are a first answer, and part of `./run test`: some minutes once the machine is built, which takes some more. It leaves
-them out, aloud, when it has run for long already, so that a slow machine's clock is not spent on them.
+are a first answer, and part of `./run test` where the machine is built already (`./run rig`): to build it and to boot it
+for the first time takes, emulated, as long as a third of all other tests.
 The tests' rigs have names of their own, so they never meet one that the user has up; image and snapshot are shared.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rig import debian, qemu
+from rig import debian, prepared, qemu
 from rig.config import settings
 from rig.driver import Rig
 from rig.errors import Unavailable
 from rig.hardware import Machine
-
-START_UNTIL = 35 * 60.0  # s after the start of `./run test`: on time for a clock of an hour
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,10 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="reboots and whole levels take hours: ./run rig-test runs it"))
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    spent = time.monotonic() - item.config.pluginmanager.get_plugin("organism-account").started
-    if spent > START_UNTIL and not os.environ.get("ORGANISM_RIG_WHOLE"):
-        pytest.skip(f"this run has taken {spent / 60:.0f} min already: ./run rig-test -m fast runs it by itself")
+def pytest_runtest_setup() -> None:
+    if not os.environ.get("ORGANISM_RIG_WHOLE") and not prepared.exists(settings(), Machine()):
+        pytest.skip("the virtual machine is not built: ./run rig builds it (minutes), or ./run rig-test")
 
 
 @pytest.fixture(scope="session")
