@@ -3,7 +3,7 @@
 """The rig tier: a real kernel in a virtual machine. Skipped aloud where no QEMU or image builder can be had.
 
 `./run rig-test` runs it; tests marked `whole` boot and reboot, the others start from the snapshot. Those marked `fast`
-are a first answer, and part of `./run test` where the machine is built already (`./run rig`): to build it and to boot it
+are a first answer, and part of `./run test` where the machine is built already (`./run rig`): to build it and boot it
 for the first time takes, emulated, as long as a third of all other tests.
 The tests' rigs have names of their own, so they never meet one that the user has up; image and snapshot are shared.
 """
