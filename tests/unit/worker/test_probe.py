@@ -8,6 +8,7 @@ import json
 import os
 import select
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,20 @@ def test_a_map_that_was_named_must_be_there(pair: Root, capsys: pytest.CaptureFi
     code, _text = ctl(pair, "--map", "/nowhere.json", "probe")
     assert code == 1
     assert "nowhere.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_the_probe_and_its_options(pair: Root, shell: str) -> None:
+    pytest.importorskip("shtab")
+    code, script = ctl(pair, "completion", shell)
+    assert code == 0
+    assert "probe" in script
+    assert "--require" in script
+
+
+def test_completion_without_shtab_says_what_to_install(
+    pair: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert ctl(pair, "completion", "bash")[0] == 1
+    assert "organism[completion]" in capsys.readouterr().err

@@ -63,6 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", metavar="S", type=_seconds, default=probe.LIMIT, help="seconds for a tool (default: %(default)g)"
     )
     ask.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    text = "completion script of a shell"
+    completion = commands.add_parser("completion", help=text, description=f"Prints the {text}.")
+    completion.add_argument("shell", choices=("bash", "zsh"))
     return parser
 
 
@@ -212,6 +215,16 @@ class Command:
             self.say("\n".join(_probe.lines(found)))
         return 0 if found.ok else 1
 
+    def completion(self) -> int:
+        try:
+            import shtab
+        except ImportError as error:
+            raise ValueError(
+                "shell completion needs the package shtab (`pip install 'organism[completion]'`)"
+            ) from error
+        self.say(shtab.complete(build_parser(), shell=self.options.shell))
+        return 0
+
     def logs(self) -> int:
         gpu: str = self.options.gpu
         if not _bus.is_identifier(gpu):
@@ -243,6 +256,7 @@ def main(argv: list[str] | None = None, **given: Any) -> int:
             "status": command.status,
             "logs": command.logs,
             "probe": command.probe,
+            "completion": command.completion,
         }[options.command]()
     except (SettingsError, MapError, ValueError, CommandError, OSError) as error:
         sys.stderr.write(f"gpu-worker-ctl: {error}\n")
