@@ -136,6 +136,22 @@ def test_the_map_says_which_cards_count(pair: Root) -> None:
     assert look(pair, texts, [Entry("gpu0", "amdgpu", ONE), away]).ok, "it is known to be away"
 
 
+def test_a_card_keeps_its_id_in_another_slot_and_no_other_card_takes_it(tmp_path: Path) -> None:
+    root = Root(make_tree(tmp_path, [Card(ONE, minor=128, unique_id="aa"), Card(TWO, minor=129, unique_id="bb")]))
+    moved, gone = Entry("gpu0", "amdgpu", ONE, uuid="bb"), Entry("gpu1", "amdgpu", TWO, uuid="cc")
+    found = look(root, {"vulkan": vulkaninfo([ONE, TWO])}, [moved, gone])
+    assert [(card.address, card.ids) for card in found.cards] == [(ONE, []), (TWO, ["gpu0"]), (TWO, ["gpu1"])]
+    assert "no such card" in found.cards[2].problem
+
+
+def test_the_instances_of_a_split_card_share_its_stacks(tmp_path: Path) -> None:
+    root = Root(make_tree(tmp_path, [Card(ONE, vendor="0x10de", device="0x2335", driver="nvidia", uuid="GPU-1")]))
+    parts = [Entry(f"gpu{number}", "nvml", ONE, uuid=f"MIG-{number}") for number in range(2)]
+    found = look(root, {"cuda": nvidia_smi([ONE])}, parts)
+    assert found.ok
+    assert [card.ids for card in found.cards] == [["gpu0", "gpu1"]]
+
+
 def test_a_machine_without_gpus_fails_unless_it_simulates_them(tmp_path: Path) -> None:
     root = Root(make_tree(tmp_path, []))
     assert "passthrough" in look(root, {}).problem

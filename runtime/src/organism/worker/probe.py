@@ -205,9 +205,8 @@ def judge(
     cards = [_card(gpu, entries, placed.get(gpu.address, []), answers, root) for gpu in gpus]
     for gpu, card in zip(gpus, cards, strict=True):
         _conclude(gpu, card, required, answers, root)
-    there = {gpu.address for gpu in gpus} | {gpu.uuid for gpu in gpus if gpu.uuid}
     expected = [entry for entry in entries or [] if entry.present and entry.backend != "simulated"]
-    cards += [_vanished(entry) for entry in expected if not {entry.address, entry.uuid} & there]
+    cards += [_vanished(entry) for entry in expected if not any(_is(entry, gpu) for gpu in gpus)]
     simulated = [entry.id for entry in entries or [] if entry.backend == "simulated"]
     probe = Probe(cards, answers, [device for device in devices if device.cpu], unplaced, simulated)
     if not any(card.judged for card in cards) and not simulated:
@@ -218,12 +217,19 @@ def judge(
     return probe
 
 
+def _is(entry: Entry, gpu: Gpu) -> bool:
+    """By UUID where both have one of the same kind, as in the map; a MIG instance is found by its card's address."""
+    if entry.uuid and gpu.uuid and not entry.uuid.startswith("MIG-"):
+        return entry.uuid == gpu.uuid
+    return entry.address == gpu.address
+
+
 def _card(gpu: Gpu, entries: list[Entry] | None, placed: list[Device], answers: dict[str, Answer], root: Root) -> Card:
     nodes = [f"/dev/dri/{gpu.render}"] if gpu.render else []
     if gpu.vendor == "nvidia":
         minor = _gpu.nvidia_information(root, gpu.address).get("Device Minor", "")
         nodes = ([f"/dev/nvidia{minor}"] if minor.isdecimal() else []) + nodes
-    ids = [entry.id for entry in entries or [] if entry.address == gpu.address or (gpu.uuid and entry.uuid == gpu.uuid)]
+    ids = [entry.id for entry in entries or [] if _is(entry, gpu)]
     judged = bool(ids) if entries else gpu.driver != "vfio-pci"
     card = Card(gpu.address, gpu.model, gpu.driver, nodes, ids, judged)
     for tool in TOOLS:
