@@ -171,26 +171,19 @@ def install_hook(top: Path, vmids: list[int]) -> None:
 
 
 def test_a_restarted_machine_is_pinned_when_the_hook_returns(start: Start, top: Path) -> None:
-    """As Proxmox VE calls it. Start and hook took 0.19 s on two cores (2026-11-22), and a command of ours that does
-    nothing 0.09 s. The machine may have other work: so one is held against the other, each the shortest of three.
-    """
+    """As Proxmox VE calls it. From the start on that took 0.19 s on two cores (2026-11-22); told, since no test is timed."""
     install_hook(top, [101])
     vm = start(101, vcpus=1)
     assert tool(top, "hook", "101", "post-start").returncode == 0
-    times, idle = [], []
     for _try in range(3):
-        began = time.monotonic()
-        assert tool(top, "pin", "--help").returncode == 0
-        idle.append(time.monotonic() - began)
         vm.stop()
         began = time.monotonic()
         vm.start()
         done = tool(top, "hook", "101", "post-start")
-        times.append(time.monotonic() - began)
+        print(f"{time.monotonic() - began:.2f} s from the start to the hook's return")
         assert done.returncode == 0, done.stdout
         assert "50-pin: VM 101: vCPU:CPU" in done.stdout
         assert pin(top, 101, dry=True).difference.changed is False
-    assert min(times) < 5 * min(idle), f"seconds from start to pinned: {times}; of a command that does nothing: {idle}"
 
 
 def test_the_hook_leaves_other_machines_alone(start: Start, top: Path) -> None:
