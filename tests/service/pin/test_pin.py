@@ -171,7 +171,7 @@ def install_hook(top: Path, vmids: list[int]) -> None:
 
 
 def test_a_restarted_machine_is_pinned_when_the_hook_returns(start: Start, top: Path) -> None:
-    """As Proxmox VE calls it. From the start on that took 0.19 s on two cores (2026-11-22); told, since no test is timed."""
+    """As Proxmox VE calls it. From the start on that took 0.19 s on two cores (2026-11-22); no test is timed."""
     install_hook(top, [101])
     vm = start(101, vcpus=1)
     assert tool(top, "hook", "101", "post-start").returncode == 0
