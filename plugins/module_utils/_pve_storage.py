@@ -10,6 +10,7 @@ PRIVATE to the organism.proxmox collection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from ._difference import Difference
 from ._pve_client import Pve, PveRefused, PveStaleDigest
 
 STALE_TRIES = 4
+_DATASET = re.compile(r"[A-Za-z][\w.:-]*(/[\w.:-]+)*", re.ASCII)  # zpool-create(8), zfs(8)
 ZFSPOOL_CONTENT = ("images", "rootdir")  # PVE::Storage::ZFSPoolPlugin, plugindata
 
 
@@ -65,6 +67,8 @@ def offer(pve: Pve, storage: str, pool: str, wanted: Sequence[str], *, sparse: b
 
     Raises PveError, PveRefused for a storage of that name that is something else.
     """
+    if not _DATASET.fullmatch(pool):
+        raise PveRefused(f"zfs_pool {pool!r} names no pool and no dataset (zfs list shows those that are)")
     if alien := [kind for kind in wanted if kind not in ZFSPOOL_CONTENT]:
         raise PveRefused(f"a ZFS pool holds {' and '.join(ZFSPOOL_CONTENT)}, and not {', '.join(alien)}")
     present = _find(pve, storage)
@@ -84,26 +88,20 @@ def offer(pve: Pve, storage: str, pool: str, wanted: Sequence[str], *, sparse: b
     return outcome
 
 
-def withdraw(pve: Pve, storage: str, pool: str, volumes: Sequence[str], *, check: bool) -> Outcome:
+def withdraw(pve: Pve, node: str, storage: str, pool: str, *, check: bool) -> Outcome:
     """The storage's entry goes, its data never do. Raises PveError, PveRefused while it has volumes."""
     outcome = Outcome()
     present = _find(pve, storage)
     if present is None:
         return outcome
     _same(storage, present, pool)
-    if volumes:
-        raise PveRefused(f"it holds {', '.join(volumes[:5])}; move or remove these first, then take it away")
+    held = sorted(str(each["volid"]) for each in pve.get(f"/nodes/{node}/storage/{storage}/content"))
+    if held:
+        raise PveRefused(f"it holds {', '.join(held[:5])}; move or remove these first, then take it away")
     outcome.difference.add(f"storage {storage}", f"zfspool {pool}", "none")
     if not check:
         pve.delete(f"/storage/{storage}")
     return outcome
-
-
-def volumes(pve: Pve, node: str, storage: str) -> list[str]:
-    """Names of what a storage holds; of one that is not there, nothing. Raises PveError."""
-    if _find(pve, storage) is None:
-        return []
-    return sorted(str(each["volid"]) for each in pve.get(f"/nodes/{node}/storage/{storage}/content"))
 
 
 def _find(pve: Pve, storage: str) -> Mapping[str, Any] | None:

@@ -101,8 +101,8 @@ def main() -> None:
     try:
         pve = _pve_client.connect(params)
         if params["state"] == "absent":
-            held = _pve_storage.volumes(pve, _pve_find.node_name(pve, params["node"]), storage)
-            done = _pve_storage.withdraw(pve, storage, pool, held, check=check)
+            node = _pve_find.node_name(pve, params["node"])
+            done = _pve_storage.withdraw(pve, node, storage, pool, check=check)
         elif pool:
             done = _pve_storage.offer(pve, storage, pool, params["content"], sparse=params["sparse"], check=check)
         else:

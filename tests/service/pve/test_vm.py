@@ -295,16 +295,13 @@ def test_a_pool_becomes_a_storage_and_goes_again(pve: Pve, vmid: int) -> None:
     assert thick.difference.changed and not int(pve.get(f"/storage/{name}").get("sparse") or 0)
 
     converge(pve, request(vmid, {}, {"scsi0": f"{name}:1"}, name=f"tenant{vmid}"))
-    held = _pve_storage.volumes(pve, "pve1", name)
-    assert held == [f"{name}:vm-{vmid}-disk-0"]
-    with pytest.raises(PveRefused, match=f"it holds {held[0]}; move or remove"):
-        _pve_storage.withdraw(pve, name, pool, held, check=False)
+    with pytest.raises(PveRefused, match=f"it holds {name}:vm-{vmid}-disk-0; move or remove"):
+        _pve_storage.withdraw(pve, "pve1", name, pool, check=False)
     pve.wait(pve.delete(f"/nodes/pve1/qemu/{vmid}"), 60)
-    assert _pve_storage.volumes(pve, "pve1", name) == []
-    assert _pve_storage.withdraw(pve, name, pool, [], check=True).difference.changed
-    assert _pve_storage.withdraw(pve, name, pool, [], check=False).difference.changed
+    assert _pve_storage.withdraw(pve, "pve1", name, pool, check=True).difference.changed
+    assert _pve_storage.withdraw(pve, "pve1", name, pool, check=False).difference.changed
     assert name not in [each["storage"] for each in pve.get("/storage")]
-    assert not _pve_storage.withdraw(pve, name, pool, [], check=False).difference.changed
+    assert not _pve_storage.withdraw(pve, "pve1", name, pool, check=False).difference.changed
 
 
 @pytest.mark.parametrize(

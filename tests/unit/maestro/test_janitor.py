@@ -19,7 +19,7 @@ def test_a_job_that_is_unfinished_is_never_written_down_as_final(caplog: pytest.
     ledger.submitted(7, "alice", JobSpec(argv=["true"]), b"", 0.0)
     janitor = Janitor(cast(Any, SimpleNamespace(ledger=ledger)))
     janitor.retire(7)
-    assert janitor._pending == [] and "submission 7 is to be retired" in caplog.text
+    assert janitor._pending == [] and "submission 7 was to be written down as final" in caplog.text
     ledger.drop(7)
     janitor.retire(7, 9)
     assert (janitor._pending, list(janitor._removable)) == ([7], [7, 9])

@@ -60,12 +60,20 @@ def test_a_pool_holds_no_files(alien: str) -> None:
     assert pve.calls == []
 
 
+@pytest.mark.parametrize("pool", ["/organism/vmdata", "", "fast/", "9fast", "fast//x"])
+def test_what_names_no_dataset_is_refused_before_anything_is_sent(pool: str) -> None:
+    pve = FakePve()
+    with pytest.raises(PveRefused, match="names no pool and no dataset"):
+        _pve_storage.offer(pve, "vmdata", pool, ["images"], sparse=True, check=False)
+    assert pve.calls == []
+
+
 def test_a_name_that_is_something_else_is_refused(stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROUTES["GET"], "/storage", lambda pve, params: [{"storage": "local", **stored}])
     pve = FakePve()
     for call in (
         lambda: _pve_storage.offer(pve, "local", POOL, ["images"], sparse=True, check=False),
-        lambda: _pve_storage.withdraw(pve, "local", POOL, [], check=False),
+        lambda: _pve_storage.withdraw(pve, "pve1", "local", POOL, check=False),
     ):
         with pytest.raises(PveRefused, match=rf"is there as dir /var/lib/vz, and not as zfspool {POOL}"):
             call()

@@ -80,7 +80,12 @@ class Janitor:
         """A submission is final; ``records`` are the sequences of its run orders and retries."""
         if seq in self.conductor.ledger.jobs:
             # written down as final it would be lost by the next takeover
-            log.error("%s: submission %d is to be retired, and its job is unfinished", _bus.STREAM_WQ, seq)
+            log.error(
+                "%s: submission %d was to be written down as final, and its job is unfinished: it is kept and goes on;"
+                " please report this",
+                _bus.STREAM_WQ,
+                seq,
+            )
             return
         self._pending.append(seq)
         self._removable.append(seq)
