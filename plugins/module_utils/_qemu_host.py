@@ -111,15 +111,18 @@ def present(
     wishes = _wishes(root, config)
     gone = [name for name in _qemu_records.records(root) if config.wish(name) is None]
     outcome.released = [_qemu_pin.release(hands, name, dry=True) for name in gone]
-    outcome.results = _foretell(hands, config, wishes, outcome.zones)
+    zones, plans = outcome.zones, list[_qemu_pin.Plan]()
+    if zones is not None:
+        plans = _qemu_pin.plan_all(hands, wishes, zones, confine=config.confine, dry=dry, leaving=gone)
+    outcome.results = [each.result for each in plans]
     _sum_up(outcome, planned)
     if dry:
         return outcome
     _owned_files.apply(root, earlier, planned)
     _reload(hands, planned)
     outcome.released = [_qemu_pin.release(hands, name) for name in gone]
-    if outcome.zones is not None:
-        outcome.results = [_qemu_pin.pin(hands, wish, outcome.zones, confine=config.confine) for wish in wishes]
+    if zones is not None:
+        outcome.results = [_qemu_pin.carry_out(hands, each, zones) for each in plans]
     return outcome
 
 
@@ -136,6 +139,7 @@ def absent(hands: Hands, *, dry: bool = False) -> Outcome:
         _owned_files.apply(hands.root, earlier, planned)
         _reload(hands, planned)
         outcome.released = [_qemu_pin.release(hands, name) for name in names]
+        _qemu_records.clear(hands.root)
     return outcome
 
 
@@ -144,19 +148,6 @@ def _wishes(root: Root, config: Config) -> list[Wish]:
     found = [wish for name in config.names(root) if (wish := config.wish(name)) is not None]
     held = _qemu_records.records(root)
     return sorted(found, key=lambda wish: wish.target.name not in held)
-
-
-def _foretell(hands: Hands, config: Config, wishes: Sequence[Wish], zones: Zones | None) -> list[Result]:
-    results: list[Result] = []
-    pending: dict[str, Sequence[int]] = {}
-    if zones is None:
-        return results
-    for wish in wishes:
-        result = _qemu_pin.pin(hands, wish, zones, confine=config.confine, dry=True, pending=pending)
-        results.append(result)
-        if result.pid is not None:
-            pending[wish.target.label] = list(result.vcpus.values())
-    return results
 
 
 def _sum_up(outcome: Outcome, planned: _owned_files.FilePlan) -> None:

@@ -10,6 +10,7 @@ PRIVATE to the organism.proxmox collection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,46 +101,84 @@ class Result:
         }
 
 
-def pin(
+@dataclass(frozen=True)
+class Plan:
+    """What pinning a VM would change. ``machine`` and ``record`` are None when it does not run."""
+
+    result: Result
+    machine: Machine | None = None
+    record: Record | None = None
+
+
+def pin(hands: Hands, wish: Wish, zones: Zones, *, confine: bool = True, dry: bool = False) -> Result:
+    """Pin a VM, or (``dry``) say what that would change.
+
+    Raises PinRefusedError before anything has changed, QmpError, QemuError, PinError, CommandError, OSError.
+    """
+    (planned,) = plan_all(hands, [wish], zones, confine=confine, dry=dry)
+    return planned.result if dry else carry_out(hands, planned, zones)
+
+
+def plan_all(
     hands: Hands,
-    wish: Wish,
+    wishes: Sequence[Wish],
     zones: Zones,
     *,
     confine: bool = True,
     dry: bool = False,
-    pending: Mapping[str, Sequence[int]] | None = None,
-) -> Result:
-    """Pin a VM, or (``dry``) say what that would change.
+    leaving: Iterable[str] = (),
+) -> list[Plan]:
+    """Plans of several VMs, each around the others'; unless ``dry``, what each has now is recorded.
 
-    ``pending``: CPUs that other VMs (by their labels) are about to get in the same run.
+    All of them are looked at before the first is changed: once systemd knows the drop-ins, limiting one scope makes it
+    realise those beside it too, and what these had before is gone then (systemd 257, src/core/cgroup.c,
+    unit_realize_cgroup; observed).
 
-    Raises PinRefusedError before anything has changed, QmpError, QemuError, PinError, CommandError, OSError.
+    ``leaving``: names of VMs that give up their CPUs in the same run.
+
+    Raises PinRefusedError before anything is recorded, QmpError, QemuError, OSError.
     """
-    machine = _qemu.find(hands.root, wish.target)
+    plans: list[Plan] = []
+    pending: dict[str, Sequence[int]] = {}
+    with contextlib.nullcontext() if dry else _qemu_records.locked(hands.root):
+        for wish in wishes:
+            machine = _qemu.find(hands.root, wish.target)
+            if machine is None:
+                notes = ("it does not run, and will be pinned at its start",)
+                plans.append(Plan(Result(wish.target.name, Difference(), notes=notes)))
+                continue
+            used = {**_qemu_records.holders(hands.root, wish.target.name, *leaving), **pending}
+            plans.append(_plan(hands, machine, wish, zones, confine, used))
+            pending[wish.target.label] = list(plans[-1].result.vcpus.values())
+        if not dry:
+            for record in (each.record for each in plans if each.record is not None):
+                _qemu_records.save(hands.root, record)
+    return plans
+
+
+def carry_out(hands: Hands, plan: Plan, zones: Zones) -> Result:
+    """Do what was planned and recorded. Raises PinError, CommandError, OSError."""
+    planned, machine = plan.result, plan.machine
     if machine is None:
-        return Result(wish.target.name, Difference(), notes=("it does not run, and will be pinned at its start",))
-    if dry:
-        return _plan(hands, machine, wish, zones, confine, pending or {})[0]
-    with _qemu_records.locked(hands.root):
-        planned, record = _plan(hands, machine, wish, zones, confine, pending or {})
-        _qemu_records.save(hands.root, record)
-    if planned.scope is not None and planned.scope[0] != planned.scope[1] and wish.target.vmid is not None:
-        _qemu_scope.limit(wish.target.vmid, planned.scope[1], hands.run)
+        return planned
+    if planned.scope is not None and planned.scope[0] != planned.scope[1] and machine.target.vmid is not None:
+        _check_it_runs(hands, machine)
+        _qemu_scope.limit(machine.target.vmid, planned.scope[1], hands.run)
     return _carry_out(hands, machine, planned, zones)
 
 
+def _check_it_runs(hands: Hands, machine: Machine) -> None:
+    if not _qemu.same(hands.root, machine):
+        label = machine.target.label
+        raise PinError(f"{label} ended while it was being pinned; it will be pinned at its next start")
+
+
 def _plan(
-    hands: Hands,
-    machine: Machine,
-    wish: Wish,
-    zones: Zones,
-    confine: bool,
-    pending: Mapping[str, Sequence[int]],
-) -> tuple[Result, Record]:
+    hands: Hands, machine: Machine, wish: Wish, zones: Zones, confine: bool, used: Mapping[str, Sequence[int]]
+) -> Plan:
     root, target = hands.root, wish.target
     old = _qemu_records.load_record(root, target.name)
     threads = _qemu.threads(root, machine, hands.ask)
-    used = {**_qemu_records.holders(root, target.name), **pending}
     vcpus = _qemu_plan.assign(target.label, threads, zones, used, wish.ratio, old.vcpus if old else None)
     known = old is not None and old.of(machine)
     difference, pins = Difference(), []
@@ -153,9 +192,11 @@ def _plan(
     scope = _scope(root, target, zones) if confine else None
     if scope is not None:
         difference.add(f"{target.label}: AllowedCPUs of {target.scope}", scope[0], scope[1])
-    record = _record(machine, old if known else None, vcpus, zones, pins, scope)
+    kept = _again(old, pins, scope) if old is not None and known else _first(root, target, pins, scope)
+    record = Record(target.name, machine.pid, machine.start, vcpus, zones.io, *kept)
     notes = _notes(pins, zones)
-    return Result(target.name, difference, machine.pid, vcpus, tuple(pins), scope, known, notes), record
+    result = Result(target.name, difference, machine.pid, vcpus, tuple(pins), scope, known, notes)
+    return Plan(result, machine, record)
 
 
 def _wanted(thread: Thread, vcpus: Mapping[int, int], zones: Zones, before: str) -> str:
@@ -173,23 +214,29 @@ def _scope(root: Root, target: Target, zones: Zones) -> tuple[str, str] | None:
     return None if now is None else (now, _cpu_list.render(zones.all))
 
 
-def _record(
-    machine: Machine,
-    old: Record | None,
-    vcpus: Mapping[int, int],
-    zones: Zones,
-    pins: Iterable[Pin],
-    scope: tuple[str, str] | None,
-) -> Record:
+def _first(
+    root: Root, target: Target, pins: Iterable[Pin], scope: tuple[str, str] | None
+) -> tuple[dict[int, str], str | None]:
+    """What a process had when it was first seen: masks of its threads, and the CPUs of its control group.
+
+    A VM that was started under our drop-in has had our limit from its first moment on. Without us it would have had
+    none, and its threads whatever the slice allows, so that is what it gets back.
+    """
+    masks = {pin.thread.tid: pin.before for pin in pins}
+    if scope is None or target.vmid is None:
+        return masks, None
+    ours = scope[0] if scope[0] and scope[0] == _qemu_scope.at_start(root, target.vmid) else None
+    if ours is None:
+        return masks, scope[0]
+    wide = _qemu_scope.allowed(root) or ours
+    return {tid: wide if cpus == ours else cpus for tid, cpus in masks.items()}, ""
+
+
+def _again(old: Record, pins: Iterable[Pin], scope: tuple[str, str] | None) -> tuple[dict[int, str], str | None]:
     """The first masks of a process are kept; a thread that came later had what its main thread had at first."""
-    if old is None:
-        earlier = {pin.thread.tid: pin.before for pin in pins}
-        before = scope[0] if scope is not None else None
-    else:
-        first = old.earlier.get(machine.pid)
-        earlier = {pin.thread.tid: old.earlier.get(pin.thread.tid) or first or pin.before for pin in pins}
-        before = old.scope if old.scope is not None else (scope[0] if scope is not None else None)
-    return Record(machine.target.name, machine.pid, machine.start, vcpus, zones.io, earlier, before)
+    first = old.earlier.get(old.pid)
+    masks = {pin.thread.tid: old.earlier.get(pin.thread.tid) or first or pin.before for pin in pins}
+    return masks, old.scope if old.scope is not None else (scope[0] if scope is not None else None)
 
 
 def _notes(pins: Iterable[Pin], zones: Zones) -> tuple[str, ...]:
@@ -212,8 +259,7 @@ def _carry_out(hands: Hands, machine: Machine, planned: Result, zones: Zones) ->
         problems = {pin.thread.tid: problem for pin in wrong if (problem := _set(hands, machine, pin))}
         fresh = _fresh(hands, machine, pins, zones)
         pins.update(fresh)
-        if not _qemu.same(hands.root, machine):
-            raise PinError(f"{target.label} ended while it was being pinned; it will be pinned at its next start")
+        _check_it_runs(hands, machine)
         if not fresh:
             break
     read = [Pin(pin.thread, pin.before, pin.wanted, hands.mask(pin.thread.tid)) for pin in pins.values()]

@@ -14,12 +14,14 @@ PRIVATE to the organism.proxmox collection.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import _cpu_list, _cpu_plan, _qemu, _topology
@@ -32,6 +34,7 @@ from ._root import Root
 CONFIG = "/etc/organism/qemu_pin.json"
 OVERRIDE = "/etc/organism/extreme.conf"
 RECORDS = "/run/organism/pins"
+_LOCK = ".lock"
 FORMAT = 1
 
 
@@ -255,12 +258,12 @@ def records(root: Root) -> dict[str, Record]:
     return {name: record for name, record in found.items() if record is not None}
 
 
-def holders(root: Root, but: str) -> dict[str, list[int]]:
-    """CPUs that the vCPUs of other VMs have now, by the VMs' labels."""
+def holders(root: Root, *but: str) -> dict[str, list[int]]:
+    """CPUs that the vCPUs of VMs other than those named have now, by the VMs' labels."""
     return {
         f"VM {name}": sorted(record.vcpus.values())
         for name, record in sorted(records(root).items())
-        if name != but and _qemu.start_of(root, record.pid) == record.start
+        if name not in but and _qemu.start_of(root, record.pid) == record.start
     }
 
 
@@ -280,10 +283,48 @@ def drop(root: Root, name: str) -> None:
 def locked(root: Root) -> Iterator[None]:
     """One at a time: two VMs that start together must not get the same CPUs. Raises OSError."""
     folder = root.path(RECORDS)
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # `clear` was between the two
+        except FileExistsError:
+            if folder.exists():
+                raise  # a file has the folder's name
+            continue  # `clear` was between mkdir's two looks
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_there(descriptor, folder / _LOCK):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def clear(root: Root) -> None:
+    """Remove the folder of records, if there is none left. Raises OSError."""
+    folder = root.path(RECORDS)
+    if not folder.is_dir():
+        return
+    with locked(root):
+        if {each.name for each in folder.iterdir()} == {_LOCK}:
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove the empty folder with its lock, which the caller holds. Raises OSError."""
+    (folder / _LOCK).unlink()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # somebody has come since: it is in use again
+            raise
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Is the file that was opened the one that has the name now, or has `clear` removed it meanwhile?"""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -5,13 +5,15 @@
 A VM lives in a transient unit ``ID.scope`` of ``qemu.slice`` that exists only while it runs. A drop-in in
 ``/etc/systemd/system/ID.scope.d`` is applied when the scope is made, and ``daemon-reload`` does not apply it to a scope
 that is there; ``systemctl set-property --runtime`` does, and is lost with the scope. So both are needed (systemd 257,
-src/core/scope.c and unit.c; observed).
+src/core/scope.c and unit.c; observed). The first such call realises all scopes of the slice, though: those that have a
+drop-in by then are limited with it.
 
 PRIVATE to the organism.proxmox collection.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from . import _cpu_list
@@ -39,6 +41,18 @@ def current(root: Root, vmid: int) -> str | None:
     if not root.exists(top):
         return None
     return _cpu_list.normalise(root.read_or_none(f"{top}/cpuset.cpus") or "")
+
+
+def at_start(root: Root, vmid: int) -> str | None:
+    """The CPUs that our drop-in gives a scope when it is made, as a list; None without one."""
+    text = root.read_or_none(dropin_path(vmid)) or ""
+    match = re.search(r"^AllowedCPUs=(\S+)$", text, re.MULTILINE)
+    return _cpu_list.normalise(match[1]) if match else None
+
+
+def allowed(root: Root) -> str:
+    """The CPUs that a scope without a limit has, as a list; empty where the kernel does not tell."""
+    return _cpu_list.normalise(root.read_or_none(f"{SLICE}/cpuset.cpus.effective") or "")
 
 
 def limit(vmid: int, cpus: str, run: Runner) -> None:

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from organism.core import _owned_files, _qemu, _qemu_host, _qemu_records, _qemu_scope
+from organism.core import _cpu_list, _owned_files, _qemu, _qemu_host, _qemu_records, _qemu_scope
 from organism.core._cpu_plan import CpuPlan
 from organism.core._earlier import EarlierState
 from organism.core._host_files import FileWish
@@ -157,6 +158,7 @@ def test_a_host_is_pinned_foretold_and_taken_back(tree: Tree) -> None:
     left = {str(path.relative_to(tree.top)) for path in (tree.top / "etc").rglob("*") if path.is_file()}
     assert left == {"etc/organism/cpu_plan.json"}
     assert not tree.root.exists("/etc/systemd") and not tree.root.exists("/etc/organism/hook.d")
+    assert not tree.root.exists("/run/organism/pins")
     assert not _qemu_host.absent(tree.hands()).difference
 
 
@@ -249,6 +251,29 @@ def test_only_a_record_of_a_living_process_holds_cpus(tree: Tree) -> None:
     assert _qemu_records.holders(tree.root, "100") == {}
 
 
+def test_the_folder_of_records_goes_with_the_last_one(tree: Tree) -> None:
+    _qemu_records.clear(tree.root)
+    tree.vm(100, 4000)
+    _qemu_records.save(tree.root, Record("100", 4000, 77, {0: 2}))
+    _qemu_records.clear(tree.root)
+    assert _qemu_records.load_record(tree.root, "100") is not None
+    waited = []
+
+    def wait() -> None:
+        with _qemu_records.locked(tree.root):
+            waited.append((tree.top / "run/organism/pins/.lock").exists())
+
+    waiter = threading.Thread(target=wait)
+    with _qemu_records.locked(tree.root):
+        waiter.start()
+        _qemu_records.drop(tree.root, "100")
+        _qemu_records.remove(tree.top / "run/organism/pins")  # as `clear` does, under the lock
+    waiter.join(60)
+    assert waited == [True], "who waited holds the lock that others will ask for"
+    _qemu_records.clear(tree.root)
+    assert not tree.root.exists("/run/organism/pins")
+
+
 def test_the_control_group_is_limited_live_and_for_the_next_start(tree: Tree) -> None:
     tree.vm(100, 4000)
     tree.write("run/systemd/system/x", "")
@@ -271,6 +296,77 @@ def test_the_control_group_is_limited_live_and_for_the_next_start(tree: Tree) ->
     _qemu_host.absent(hands)
     assert calls == ["systemctl daemon-reload", "systemctl set-property --runtime 100.scope AllowedCPUs=0-11"]
     assert _qemu_scope.current(tree.root, 101) is None
+
+
+def with_systemd(tree: Tree, *vms: tuple[int, int]) -> Hands:
+    """Hands whose systemctl does as systemd: once drop-ins are loaded, limiting one scope limits all that have one."""
+    tree.write("run/systemd/system/x", "")
+    tree.write("sys/fs/cgroup/qemu.slice/cpuset.cpus.effective", "0-11\n")
+    hands = tree.hands()
+    loaded: dict[int, str] = {}
+
+    def run(argv: list[str], **_options: object) -> str:
+        if argv[1] == "daemon-reload":
+            loaded.clear()
+            loaded.update({vmid: _qemu_scope.at_start(tree.root, vmid) or "" for vmid, _pid in vms})
+        else:
+            loaded[int(argv[-2].removesuffix(".scope"))] = argv[-1].partition("=")[2]
+            for vmid, pid in vms:
+                tree.write(f"sys/fs/cgroup/qemu.slice/{vmid}.scope/cpuset.cpus", loaded[vmid] + "\n")
+                for tid in (pid, pid + 1, pid + 2):
+                    tree.masks[tid] &= set(_cpu_list.parse(loaded[vmid] or "0-11"))
+        return ""
+
+    for vmid, _pid in vms:
+        tree.write(f"sys/fs/cgroup/qemu.slice/{vmid}.scope/cpuset.cpus", "\n")
+    return Hands(hands.root, hands.get, hands.set, hands.ask, run)
+
+
+def test_what_a_vm_had_is_known_before_the_first_is_limited(tree: Tree) -> None:
+    """Limiting VM 100's control group limits that of VM 101 too: that is not what it had before."""
+    tree.vm(100, 4000)
+    tree.vm(101, 5000)
+    before = {tid: set(mask) for tid, mask in tree.masks.items()}
+    hands = with_systemd(tree, (100, 4000), (101, 5000))
+    config = Config(_qemu_host.wishes_from([{"vmid": 100}, {"vmid": 101}]))
+    foretold = _qemu_host.present(hands, config, dry=True)
+    done = _qemu_host.present(hands, config)
+    for said, did in zip(foretold.results, done.results, strict=True):
+        assert [(pin.before, pin.wanted) for pin in did.pins] == [(pin.before, pin.wanted) for pin in said.pins]
+        assert did.scope == said.scope == ("", "1-5,7-11") and not did.known
+    record = _qemu_records.load_record(tree.root, "101")
+    assert record is not None and record.earlier[5000] == "0-11" and record.scope == ""
+    assert not _qemu_host.present(hands, config).difference
+    _qemu_host.absent(hands)
+    assert tree.masks == before
+    assert [_qemu_scope.current(tree.root, vmid) for vmid in (100, 101)] == ["", ""]
+
+
+def test_a_vm_that_started_under_our_limit_is_released_without_any(tree: Tree) -> None:
+    tree.vm(100, 4000)
+    hands = with_systemd(tree, (100, 4000))
+    config = Config(_qemu_host.wishes_from([{"vmid": 100}]))
+    _qemu_host.present(hands, config)
+    tree.process("proc/4000", 4000, "kvm", start=99)  # started anew: all it has seen is our drop-in
+    for tid in tree.masks:
+        tree.masks[tid] = set(_cpu_list.parse("1-5,7-11"))
+    tree.masks[4020] = {3}
+    assert not _qemu_host.present(hands, config).results[0].known
+    record = _qemu_records.load_record(tree.root, "100")
+    assert record is not None and record.scope == "" and record.earlier[4001] == "0-11" and record.earlier[4020] == "3"
+    _qemu_host.absent(hands)
+    assert _qemu_scope.current(tree.root, 100) == ""
+    assert tree.masks[4001] == set(range(12)) and tree.masks[4020] == {3}
+
+
+def test_a_vm_gets_the_cpus_of_one_that_leaves_in_the_same_run(tree: Tree) -> None:
+    tree.vm(100, 4000, vcpus=8)
+    tree.vm(101, 5000, vcpus=8)
+    _qemu_host.present(tree.hands(), Config(_qemu_host.wishes_from([{"vmid": 100}])))
+    other = Config(_qemu_host.wishes_from([{"vmid": 101}]))
+    foretold = _qemu_host.present(tree.hands(), other, dry=True)
+    assert _qemu_host.present(tree.hands(), other).difference.message == foretold.difference.message
+    assert tree.masks[4001] == set(range(12)) and tree.masks[5001] == {2}
 
 
 def test_advice_on_the_option_that_only_root_may_set(tree: Tree) -> None:
