@@ -80,6 +80,22 @@ def cpus(text: str) -> set[int]:
     return found
 
 
-def until(rig: Rig, condition: str, seconds: int = 60) -> None:
-    """Wait inside the rig until a shell condition holds; the time is a guard against waiting for ever."""
-    rig.must(f"timeout {seconds} bash -c 'until {condition}; do sleep 0.2; done'", timeout=seconds + 30)
+def until(rig: Rig, condition: str, seconds: int = 600, otherwise: str = "true") -> None:
+    """Wait inside the rig until a shell condition holds; the time is a guard against waiting for ever.
+
+    Emulated on an idle core a look of the keeper takes eight seconds of processor time, beside ten busy processes
+    minutes; and what asks too often takes its core away. ``otherwise``: shown when the guard strikes.
+    """
+    loop = f"timeout {seconds} bash -c 'until {condition}; do sleep 1; done'"
+    rig.must(f"{loop} || {{ {otherwise}; exit 1; }}", timeout=seconds + 60)
+
+
+def heard(rig: Rig) -> dict[str, Any]:
+    """What the keeper tells after its first look that an event has caused; it writes that when the look is over."""
+    until(
+        rig,
+        'grep -qE "\\"event\\": [1-9]" /run/organism/steer.json',
+        otherwise="grep -A5 passes /run/organism/steer.json; journalctl -u organism-steer --no-pager | tail -5",
+    )
+    state: dict[str, Any] = json.loads(rig.must("cat /run/organism/steer.json"))
+    return state
