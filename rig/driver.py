@@ -26,9 +26,11 @@ PREPARE_SECONDS = 3600.0
 WAIT_SECONDS = 1300.0
 SSH_SECONDS = 300.0
 # Everything plugged in is there, and the clock is right (a snapshot's stands still). The shell alone looks, since
-# each new process would cost the emulated processors more than a look.
+# each new process would cost the emulated processors more than a look. It counts its seconds by that very clock, so
+# that setting it adds the snapshot's age to them.
 SETTLE = """
 date -s @{now} > /dev/null
+SECONDS=0
 present() {{
   count=0
   for file in /sys/bus/pci/devices/*/vendor; do

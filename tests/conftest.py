@@ -8,6 +8,7 @@ Also makes this checkout importable as the collection it is, whatever its folder
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -46,6 +47,9 @@ sys.path.insert(0, str(_link_collection()))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # started in the background of a script: the programs under test would inherit that nobody may interrupt them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes more than a few seconds (left out by ./run lint)")
     config.addinivalue_line(
         "markers", "whole: boots and reboots the rig (left out by ./run test, run by ./run rig-test)"

@@ -152,6 +152,21 @@ def test_jobs_are_accounted_for_although_a_worker_is_killed(site: Site) -> None:
     assert [account for account in accounts if account.problems] == []
 
 
+def test_a_python_program_travels_to_a_unit_of_its_own(site: Site) -> None:
+    program = (
+        "import json, os, pathlib, sys\n"
+        "own = pathlib.Path('/proc/self/cgroup').read_text().strip().rsplit('/', 1)[-1]\n"
+        "print(json.dumps({'unit': own, 'root': os.geteuid() == 0, 'words': sys.argv[1:]}))\n"
+    )
+    remote = site.remote()
+    submit = ("--python", "-", "--", "one", "two words")
+    answer = remote.maestro("submit", *submit, stdin=program)
+    waited = remote.maestro("wait", str(answer["task_id"]), "--timeout", "60", timeout=90, may_fail=True)
+    ((state, told),) = [(result["state"], json.loads(result["data"]["stdout"])) for result in waited["results"]]
+    assert (state, told["root"], told["words"]) == ("done", False, ["one", "two words"])
+    assert told["unit"].startswith("organism-job-") and str(answer["task_id"]) in told["unit"]
+
+
 def test_a_job_survives_the_loss_of_its_whole_node(site: Site) -> None:
     remote = site.remote()
     answer = remote.maestro("submit", "--retries", "3", "--", "sh", "-c", "sleep 5; hostname")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rig.driver import Rig
-from tests.rig.steering import play, until
+from tests.rig.steering import heard, play, until
 
 
 def _port(rig: Rig) -> str:
@@ -54,7 +54,7 @@ def test_a_bridge_s_port_is_steered_held_and_restored(rig: Rig, tmp_path: Path) 
     rig.must(f"ip link set {port} down; ip link set {port} up; ethtool -L {port} combined 4")
     until(rig, f"ethtool -l {port} | grep Combined | tail -1 | grep -qw 2")
     until(rig, f"grep -q c /sys/class/net/{port}/queues/rx-1/rps_cpus")
-    state = json.loads(rig.must("cat /run/organism/steer.json"))
+    state = heard(rig)
     assert state["passes"]["event"] >= 1 and state["passes"]["drift"] == 0
 
     back, gone = play(rig, tmp_path, "nic_steering", nic_steering_state="absent")

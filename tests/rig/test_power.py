@@ -21,7 +21,7 @@ grep . /sys/devices/system/cpu/cpufreq/policy*/scaling_governor
 grep . /sys/devices/system/cpu/cpu*/power/pm_qos_resume_latency_us
 cat /sys/module/pcie_aspm/parameters/policy
 systemctl show --property=LoadState,ActiveState,UnitFileState organism-dma-latency.service
-ls -A /var/lib/organism/earlier /run/organism/reboot-required.d 2>/dev/null
+find /var/lib/organism/earlier /run/organism/reboot-required.d -type f 2>/dev/null | sort
 """
 TOKENS = (
     "intel_idle.max_cstate=0",

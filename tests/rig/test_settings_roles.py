@@ -31,8 +31,7 @@ grep . /sys/kernel/mm/ksm/run /sys/kernel/mm/transparent_hugepage/enabled
 {DISKS}
 swapon --show=NAME,SIZE,PRIO --noheadings --bytes
 systemctl show --property=Id,UnitFileState,ActiveState fstrim.timer dev-zram0.swap systemd-zram-setup@zram0.service
-ls -A /var/lib/organism/earlier 2>/dev/null
-ls -A /run/organism/reboot-required.d 2>/dev/null
+find /var/lib/organism/earlier /run/organism/reboot-required.d -type f 2>/dev/null | sort
 """
 
 Play = Callable[..., dict[str, dict[str, Any]]]
