@@ -65,7 +65,16 @@ def enqueue_subject(user: str, shard: str = DEFAULT_SHARD) -> str:
 
 
 def run_subject(gpu: str) -> str:
+    """In ORG_WQ: which attempts a GPU was given."""
     return f"gpu.task.run.{gpu}"
+
+
+def order_subject(gpu: str, epoch: int | str = "*") -> str:
+    """Conductor to worker, in no stream: a message of :func:`run_subject`, once it is stored.
+
+    ``epoch`` is the conductor's: what one says who leads no more is not heard.
+    """
+    return f"gpu.task.order.{gpu}.{epoch}"
 
 
 def journal_subject(shard: str = DEFAULT_SHARD) -> str:
@@ -146,13 +155,22 @@ def notify_subject(user: str, task_id: str) -> str:
     return f"maestro.notify.{user}.{task_id}"
 
 
-def run_consumer(gpu: str) -> str:
+def earlier_consumer(gpu: str) -> str:
+    """What a worker of an earlier version reads its orders by."""
     return f"GPU_RUN_{gpu}"
 
 
 def inbox_prefix(component: str) -> str:
     """Each component's own reply space (``component`` is its label), so that nobody can listen to another's answers."""
     return f"_INBOX.{component}"
+
+
+def is_own_inbox(reply: str, name: str, kinds: tuple[str, ...]) -> bool:
+    """Whether an answer to a component of this name and one of these kinds goes to nobody else.
+
+    nats-server lets a request name any subject for its answer, and whoever answers has rights that the asker has not.
+    """
+    return any(reply.startswith(f"{inbox_prefix(f'{kind}.{name}')}.") for kind in kinds)
 
 
 MAESTRO_UP = "maestro.up"
@@ -199,11 +217,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Topology:
-    """What must exist on the bus, as JetStream API configurations (durations in nanoseconds)."""
+    """What must exist on the bus, as JetStream API configurations (durations in nanoseconds).
+
+    Consumers do not: whoever reads makes one for as long as it reads, in the server's memory.
+    """
 
     streams: dict[str, dict[str, Any]] = field(default_factory=dict)
-    consumers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """stream -> consumer -> configuration"""
 
 
 def _seconds(value: float) -> int:
@@ -226,15 +245,9 @@ def _stream(name: str, subjects: list[str], size: int, replicas: int, **extra: A
     }
 
 
-def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None) -> Topology:
-    """The whole bus for a pool of GPUs. Raises ValueError on a GPU id that is no identifier or is there twice."""
+def topology(*, replicas: int = 1, limits: Limits | None = None) -> Topology:
+    """The whole bus of a pool."""
     limits = limits or Limits()
-    for gpu in gpus:
-        if not is_identifier(gpu):
-            raise ValueError(f"GPU id {gpu!r} must match {IDENTIFIER.pattern}")
-    if len(set(gpus)) != len(gpus):
-        twice = sorted({gpu for gpu in gpus if gpus.count(gpu) > 1})
-        raise ValueError(f"GPU ids must be unique in the pool; used twice: {', '.join(twice)}")
     window = _seconds(limits.duplicate_window)
     # the server refuses it on replicated streams (10052), which need it less: a copy stands in for the disk's sync
     projection = "async" if replicas == 1 else "default"
@@ -307,10 +320,7 @@ def topology(gpus: list[str], *, replicas: int = 1, limits: Limits | None = None
             persist_mode=projection,
         ),
     ]
-    return Topology(
-        streams={stream["name"]: stream for stream in streams},
-        consumers={STREAM_WQ: {run_consumer(gpu): _run_consumer(gpu) for gpu in gpus}},
-    )
+    return Topology({stream["name"]: stream for stream in streams})
 
 
 def _bucket(name: str, size: int, replicas: int, **extra: Any) -> dict[str, Any]:
@@ -324,27 +334,6 @@ def _bucket(name: str, size: int, replicas: int, **extra: Any) -> dict[str, Any]
         deny_delete=True,
         **{"max_msgs_per_subject": 1, **extra},
     )
-
-
-def _run_consumer(gpu: str) -> dict[str, Any]:
-    """A silent worker's order comes back after a minute, fenced by its attempt number.
-
-    More than one may be unacknowledged although a worker takes one at a time: an order that was in flight when the
-    server or the worker was killed would otherwise hold up its successors for that minute (measured: a kill -9 of
-    nats-server forgets acknowledgements of the last 100 ms on a Limits stream).
-    """
-    return {
-        "name": run_consumer(gpu),
-        "durable_name": run_consumer(gpu),
-        "filter_subject": run_subject(gpu),
-        "deliver_policy": "all",
-        "ack_policy": "explicit",
-        "ack_wait": _seconds(60),
-        "max_ack_pending": 16,
-        "max_deliver": -1,
-        "max_waiting": 8,
-        "replay_policy": "instant",
-    }
 
 
 # ---- who may say what ------------------------------------------------------------------------------------------------
@@ -425,8 +414,9 @@ def _allowed(kind: str, name: str) -> tuple[list[str], list[str]]:
             f"$KV.{BUCKET_CONTROL}.>",
         ]
     if kind == "worker":
-        consumer = run_consumer(name)
+        consumer = earlier_consumer(name)
         return [
+            # a worker of an earlier version asks for its orders and acknowledges them, until it is upgraded
             f"{api}.CONSUMER.MSG.NEXT.{wq}.{consumer}",
             f"$JS.ACK.{wq}.{consumer}.>",
             done_subject(name),
@@ -437,7 +427,7 @@ def _allowed(kind: str, name: str) -> tuple[list[str], list[str]]:
             log_subject(name),
             f"$O.{BUCKET_LOGS}.C.{name}.>",
             f"$O.{BUCKET_LOGS}.M.{name}.>",
-        ], [control_subject(name)]
+        ], [control_subject(name), order_subject(name)]
     if kind == "cache":
         return [
             "gpu.cache.agent.up",

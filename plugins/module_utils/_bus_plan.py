@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What has to be done to get from the streams and consumers that exist to those that are declared. Pure.
+"""What has to be done to get from the streams that exist to those that are declared. Pure.
 
 PRIVATE to the organism.proxmox collection.
 
@@ -19,8 +19,6 @@ from ._difference import ABSENT, Difference
 
 IMMUTABLE_STREAM = frozenset({"name", "storage", "retention", "persist_mode", "deny_delete", "deny_purge"})
 """nats-server refuses to change these (stream.go, ``configUpdateCheck``); ``deny_*`` can be set but not unset."""
-IMMUTABLE_CONSUMER = frozenset({"name", "durable_name", "deliver_policy", "ack_policy", "replay_policy", "max_waiting"})
-"""consumer.go, ``checkNewConsumerConfig``."""
 
 # what the server means when it leaves a key out
 _DEFAULTS: Mapping[str, Any] = {"persist_mode": "default"}
@@ -28,29 +26,20 @@ _DEFAULTS: Mapping[str, Any] = {"persist_mode": "default"}
 
 @dataclass(frozen=True)
 class Step:
-    """One request: ``verb`` is create, update or delete; ``consumer`` is empty for a stream."""
+    """One request: ``verb`` is create, update or delete."""
 
     verb: str
     stream: str
-    consumer: str = ""
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
         """The request's name below ``$JS.API.``."""
-        if self.consumer:
-            return f"CONSUMER.{'DELETE' if self.verb == 'delete' else 'CREATE'}.{self.stream}.{self.consumer}" + (
-                f".{self.config['filter_subject']}" if self.verb != "delete" and "filter_subject" in self.config else ""
-            )
         return f"STREAM.{self.verb.upper()}.{self.stream}"
 
     @property
     def body(self) -> dict[str, Any]:
-        if self.verb == "delete":
-            return {}
-        if self.consumer:
-            return {"stream_name": self.stream, "config": self.config, "action": self.verb}
-        return dict(self.config)
+        return {} if self.verb == "delete" else dict(self.config)
 
 
 @dataclass
@@ -60,25 +49,13 @@ class Plan:
     difference: Difference = field(default_factory=Difference)
     steps: list[Step] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    """Consumers of GPUs that are no longer declared, kept for want of ``prune``."""
 
 
-def plan(current: Topology, wanted: Topology, *, prune: bool = False) -> Plan:
+def plan(current: Topology, wanted: Topology) -> Plan:
     """From ``current`` (whole configurations as the server tells them) to ``wanted``."""
     result = Plan()
     for name, config in wanted.streams.items():
         _stream(result, name, current.streams.get(name), config)
-    for stream, consumers in wanted.consumers.items():
-        present = current.consumers.get(stream, {})
-        for name, config in consumers.items():
-            _consumer(result, stream, name, present.get(name), config)
-        for name in sorted(set(present) - set(consumers)):
-            if prune:
-                result.steps.append(Step("delete", stream, name))
-                result.difference.add(f"consumer {stream}/{name}", declared(present[name], present[name]), ABSENT)
-            else:
-                result.kept.append(f"{stream}/{name}")
     return result
 
 
@@ -112,32 +89,20 @@ def _same(present: Any, wanted: Any) -> bool:
 
 def _stream(result: Plan, name: str, present: Mapping[str, Any] | None, wanted: dict[str, Any]) -> None:
     if present is None:
-        result.steps.append(Step("create", name, config=wanted))
+        result.steps.append(Step("create", name, wanted))
         result.difference.add(f"stream {name}", ABSENT, wanted)
         return
-    differing = _compare(result, f"stream {name}", present, wanted, IMMUTABLE_STREAM)
+    differing = _compare(result, f"stream {name}", present, wanted)
     if differing:
         # the request replaces the whole configuration: keys that are not ours keep their values
-        result.steps.append(Step("update", name, config={**present, **wanted}))
+        result.steps.append(Step("update", name, {**present, **wanted}))
 
 
-def _consumer(result: Plan, stream: str, name: str, present: Mapping[str, Any] | None, wanted: dict[str, Any]) -> None:
-    if present is None:
-        result.steps.append(Step("create", stream, name, wanted))
-        result.difference.add(f"consumer {stream}/{name}", ABSENT, wanted)
-        return
-    differing = _compare(result, f"consumer {stream}/{name}", present, wanted, IMMUTABLE_CONSUMER)
-    if differing:
-        result.steps.append(Step("update", stream, name, {**present, **wanted}))
-
-
-def _compare(
-    result: Plan, label: str, present: Mapping[str, Any], wanted: Mapping[str, Any], immutable: frozenset[str]
-) -> bool:
+def _compare(result: Plan, label: str, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     differing = [key for key in wanted if not _same(_value(present, key), wanted[key])]
     for key in differing:
         before, after = _value(present, key), wanted[key]
-        if key in immutable:
+        if key in IMMUTABLE_STREAM:
             result.refusals.append(
                 f"{label}: {key} is {before!r} and cannot become {after!r} in place. Let the queue run empty, stop "
                 f"the conductor and the workers, remove the bus (state absent with purge) and apply it again"

@@ -7,10 +7,12 @@
     kind = "operator"                 # or "submitter" (default)
     nkey_file = "admin.nk"            # relative to this file's directory; leave out where the bus asks for no key
     ca_file = "/etc/organism/ca.crt"  # leave out for a bus without TLS
+    shard = "0"                       # the share of the queue to work with; leave out where there is one
 
 Later sources win, setting by setting: ``/etc/organism/client.toml``, ``~/.config/organism/client.toml``, then the
 environment (``ORGANISM_BUS_URL`` with commas between several, ``ORGANISM_USER``, ``ORGANISM_KIND``,
-``ORGANISM_NKEY_FILE``, ``ORGANISM_CA_FILE``). A file named with ``--context`` is read alone: what it says is meant.
+``ORGANISM_NKEY_FILE``, ``ORGANISM_CA_FILE``, ``ORGANISM_SHARD``). A file named with ``--context`` is read alone:
+what it says is meant.
 
 PRIVATE to the organism.proxmox collection.
 """
@@ -35,6 +37,7 @@ ENVIRONMENT = {
     "ORGANISM_KIND": "kind",
     "ORGANISM_NKEY_FILE": "nkey_file",
     "ORGANISM_CA_FILE": "ca_file",
+    "ORGANISM_SHARD": "shard",
 }
 SCHEMES = ("nats", "tls", "ws", "wss")
 
@@ -52,6 +55,7 @@ class ClientSettings:
     kind: str = "submitter"
     nkey_file: str | None = None
     ca_file: str | None = None
+    shard: str = _bus.DEFAULT_SHARD
     source: str = "the defaults"
 
     @property
@@ -104,9 +108,9 @@ def _merge(settings: ClientSettings, given: Mapping[str, object], source: str) -
     for key, value in given.items():
         if key == "servers":
             changes[key] = _servers(value, source)
-        elif key not in ("user", "kind", "nkey_file", "ca_file"):
+        elif key not in ("user", "kind", "nkey_file", "ca_file", "shard"):
             raise ClientSettingsError(
-                f"{source}: unknown setting {key!r}; known: servers, user, kind, nkey_file, ca_file"
+                f"{source}: unknown setting {key!r}; known: servers, user, kind, nkey_file, ca_file, shard"
             )
         elif not isinstance(value, str) or not value:
             raise ClientSettingsError(f"{source}: {key} must be a text, not {value!r}")
@@ -145,4 +149,11 @@ def _complete(settings: ClientSettings, looked_at: list[str]) -> ClientSettings:
         raise ClientSettingsError(f"{settings.source}: user {settings.user!r} must match {_bus.IDENTIFIER.pattern}")
     if settings.kind not in KINDS:
         raise ClientSettingsError(f"{settings.source}: kind must be one of {', '.join(KINDS)}, not {settings.kind!r}")
-    return settings
+    return in_shard(settings, settings.shard, settings.source)
+
+
+def in_shard(settings: ClientSettings, shard: str, source: str) -> ClientSettings:
+    """The same settings for another shard. Raises ClientSettingsError for one that can be none."""
+    if not _bus.is_identifier(shard):
+        raise ClientSettingsError(f"{source}: shard {shard!r} must match {_bus.IDENTIFIER.pattern}")
+    return replace(settings, shard=shard)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _client_settings, _limits, _maestro_settings, _policy
+from . import _bus, _client_settings, _limits, _maestro_settings, _policy
 from ._atomic import write_atomic
 from ._difference import ABSENT, Difference
 from ._root import Root
@@ -187,6 +187,11 @@ def render_context(context: Mapping[str, object]) -> str:
     """The text of a ``client.toml``. Raises DeployRefusedError when no client could use it."""
     keys = [key for key in ("servers", "user", "kind", "nkey_file", "ca_file") if context.get(key)]
     lines = [f"# {_MANAGED}", *(f"{key} = {json.dumps(context[key])}" for key in keys)]
+    shard = str(context.get("shard") or _bus.DEFAULT_SHARD)
+    if not _bus.is_identifier(shard):
+        raise DeployRefusedError([f"{context['path']}: shard {shard!r} must match {_bus.IDENTIFIER.pattern}"])
+    if shard != _bus.DEFAULT_SHARD:
+        lines.append(f"shard = {json.dumps(shard)}")
     if context.get("kind") not in _client_settings.KINDS:
         raise DeployRefusedError([f"{context['path']}: kind is one of {', '.join(_client_settings.KINDS)}"])
     return "\n".join(lines) + "\n"

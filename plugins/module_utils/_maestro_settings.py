@@ -50,6 +50,9 @@ RETIRED = {
 
 
 def _consistent(settings: Settings) -> Iterable[str]:
+    shards = settings.words("SHARD")
+    if not shards or len(set(shards)) != len(shards):
+        yield f"SHARD ({','.join(shards)}) must name at least one shard, and none twice"
     ttl, lease = settings.number("HEARTBEAT_TTL_SEC"), settings.number("LEASE_TTL_SEC")
     if lease > ttl:
         # a standby must take over before the workers' leases end, or each takeover would stop running jobs
@@ -83,7 +86,12 @@ SCHEMA = Schema(
             optional=True,
         ),
         Key(
-            "SHARD", "text", _bus.DEFAULT_SHARD, "Which share of the queue to conduct.", pattern=_bus.IDENTIFIER.pattern
+            "SHARD",
+            "list",
+            [_bus.DEFAULT_SHARD],
+            "Which shares of the queue to conduct, comma-separated: the first as soon as nobody does, each further one "
+            "when it has been without a conductor for a while.",
+            pattern=_bus.IDENTIFIER.pattern,
         ),
         Key(
             "LEASE_TTL_SEC", "number", 6.0, "A standby takes over after this silence, seconds.", minimum=1, maximum=600

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from ._bus import IDENTIFIER, is_identifier
+from ._bus import DEFAULT_SHARD, IDENTIFIER, is_identifier
 from ._keyvalue import Key, Schema, Settings, SettingsError
 from ._root import Root
 
@@ -45,6 +45,8 @@ SCHEMA = Schema(
         Key("NKEY_FILE", "path", "/etc/organism/keys/worker-%i.nk",
             "This worker's key on the bus; %i is the GPU's id. Empty: none (a bus for tests).", optional=True),
         Key("CA_FILE", "path", "", "Certificate authority of the bus; empty: no TLS.", optional=True),
+        Key("SHARD", "text", DEFAULT_SHARD, "The share of the queue whose jobs run here: its conductors alone use it.",
+            pattern=IDENTIFIER.pattern),
         Key("MERGE_ROOT", "path", "/srv/gpucache", "The GPUs' caches as jobs see them, a directory a GPU."),
         Key("BASE_ROOT", "path", "/data/gpucache", "The caches' persistent parts (of gpucache)."),
         Key("RAM_ROOT", "path", "/run/gpucache", "The caches' RAM parts (of gpucache)."),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: bus_topology
-short_description: Have the streams, buckets and consumers of the GPU pool on the bus
+short_description: Have the streams and buckets of the GPU pool on the bus
 version_added: 0.1.0
 description:
   - Creates what is missing and changes what differs from the product's declaration, which is part of the collection.
@@ -32,11 +32,6 @@ options:
     description: Name of the component of kind C(admin) whose key it is.
     type: str
     default: setup
-  gpus:
-    description: Logical ids of all GPUs of the pool.
-    type: list
-    elements: str
-    default: []
   replicas:
     description: Copies of each stream.
     type: int
@@ -49,10 +44,6 @@ options:
         C(telemetry_age), C(logs_age), C(duplicate_window)).
     type: dict
     default: {}
-  prune:
-    description: Also remove the consumers of GPUs that are not in O(gpus).
-    type: bool
-    default: false
   purge:
     description: Needed for O(state=absent), which destroys all jobs and results.
     type: bool
@@ -75,21 +66,13 @@ requirements:
 """
 
 EXAMPLES = r"""
-- name: Have the streams for two GPUs
+- name: Have the streams
   organism.proxmox.bus_topology:
     servers: ["tls://bus1:4222"]
     ca_file: /etc/organism/tls/ca.pem
-    gpus: [gpu0, gpu1]
 """
 
-RETURN = r"""
-kept:
-  description: Consumers of GPUs that are not declared any more, kept because O(prune) is off.
-  returned: success
-  type: list
-  elements: str
-  sample: [ORG_WQ/GPU_RUN_gpu7]
-"""
+RETURN = r"""# """
 
 import json
 import pathlib
@@ -103,7 +86,7 @@ from ansible_collections.organism.proxmox.plugins.module_utils._systemd import C
 
 
 def arguments(params: dict[str, Any], action: str, check: bool) -> list[str]:
-    words = [params["command"], "topology", action, "--json", "--gpus", ",".join(params["gpus"])]
+    words = [params["command"], "topology", action, "--json"]
     words += ["--replicas", str(params["replicas"]), "--timeout", str(params["timeout"])]
     words += ["--limits", json.dumps(params["limits"]), "--as", f"admin.{params['name']}"]
     for server in params["servers"]:
@@ -111,8 +94,6 @@ def arguments(params: dict[str, Any], action: str, check: bool) -> list[str]:
     words += ["--key", params["key_file"]]
     if params["ca_file"]:
         words += ["--ca", params["ca_file"]]
-    if params["prune"]:
-        words.append("--prune")
     if action == "absent":
         words.append("--dry-run" if check else "--purge")
     return words
@@ -126,7 +107,7 @@ def predicted(wanted: _bus.Topology, present: bool) -> Difference:
 def wanted_topology(module: AnsibleModule) -> _bus.Topology:
     try:
         limits = _bus.Limits(**{name: int(value) for name, value in module.params["limits"].items()})
-        return _bus.topology(module.params["gpus"], replicas=module.params["replicas"], limits=limits)
+        return _bus.topology(replicas=module.params["replicas"], limits=limits)
     except (TypeError, ValueError) as error:
         _ansible.refuse(module, str(error))
 
@@ -138,10 +119,8 @@ def main() -> None:
             "key_file": {"type": "path", "default": "/etc/organism/keys/admin-setup.nk", "no_log": False},
             "ca_file": {"type": "path"},
             "name": {"type": "str", "default": "setup"},
-            "gpus": {"type": "list", "elements": "str", "default": []},
             "replicas": {"type": "int", "choices": [1, 3, 5], "default": 1},
             "limits": {"type": "dict", "default": {}},
-            "prune": {"type": "bool", "default": False},
             "purge": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 60},
             "command": {"type": "path", "default": "/opt/organism/venv/bin/organism-bus"},
@@ -156,7 +135,7 @@ def main() -> None:
         _ansible.refuse(module, "state absent destroys all jobs and results; set purge to true if that is meant")
     files = [params["command"], params["key_file"], params["ca_file"]]
     if module.check_mode and not all(pathlib.Path(file).exists() for file in files if file):
-        _ansible.finish(module, predicted(wanted, present), kept=[], header="bus")
+        _ansible.finish(module, predicted(wanted, present), header="bus")
     action = ("plan" if module.check_mode else "apply") if present else "absent"
     if module.check_mode:
         # a server that is itself to be started later in this run shall not hold up the prediction
@@ -165,12 +144,12 @@ def main() -> None:
         report = json.loads(run_command(arguments(params, action, module.check_mode), timeout=params["timeout"] + 120))
     except CommandError as error:
         if module.check_mode and "no bus server answered" in str(error):
-            _ansible.finish(module, predicted(wanted, present), kept=[], header="bus")
+            _ansible.finish(module, predicted(wanted, present), header="bus")
         _ansible.refuse(module, str(error))
     if report["refusals"]:
         _ansible.refuse(module, "\n".join(report["refusals"]))
     difference = Difference([Change(**change) for change in report["changes"]])
-    _ansible.finish(module, difference, kept=report["kept"], header="bus")
+    _ansible.finish(module, difference, header="bus")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ options:
       ca_file:
         description: Certificate authority of the bus. None for a bus without TLS.
         type: path
+      shard:
+        description: The share of the queue to work with.
+        type: str
+        default: "0"
       owner:
         description: Account that owns the file.
         type: str
@@ -261,6 +265,7 @@ def main() -> None:
         "kind": {"type": "str", "choices": ["submitter", "operator"], "default": "submitter"},
         "nkey_file": {"type": "path", "no_log": False},
         "ca_file": {"type": "path"},
+        "shard": {"type": "str", "default": "0"},
         "owner": {"type": "str", "default": "root"},
         "group": {"type": "str", "default": "root"},
         "mode": {"type": "str", "default": "0644"},

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,22 +243,20 @@ class BusServer:
             **{"servers": [self.url], "give_up_after": HANG, **options},  # type: ignore[arg-type]  # a test's own options, checked by connect
         )
 
-    async def apply_topology(
-        self, gpus: Sequence[str] = ("gpu0", "gpu1"), *, replicas: int = 1, limits: _bus.Limits = SMALL
-    ) -> _bus_plan.Plan:
-        """Streams, buckets and consumers by the code that the product uses."""
+    async def apply_topology(self, *, replicas: int = 1, limits: _bus.Limits = SMALL) -> _bus_plan.Plan:
+        """Streams and buckets by the code that the product uses."""
         nc = await self.connected("admin", "setup")
         try:
             js = JetStream(nc, timeout=20.0)
-            wanted = _bus.topology(list(gpus), replicas=replicas, limits=limits)
+            wanted = _bus.topology(replicas=replicas, limits=limits)
             plan = _bus_plan.plan(await topology.read(js, wanted), wanted)
             await topology.carry_out(js, plan)
             return plan
         finally:
             await nc.close()
 
-    def ready(self, gpus: Sequence[str] = ("gpu0", "gpu1")) -> BusServer:
-        """Started, with the topology for these GPUs."""
+    def ready(self) -> BusServer:
+        """Started, with the topology."""
         self.start()
-        asyncio.run(self.apply_topology(gpus))
+        asyncio.run(self.apply_topology())
         return self

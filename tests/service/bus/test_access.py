@@ -42,7 +42,11 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
             _bus.run_subject("gpu0"),
             _bus.result_subject("j"),
             _bus.enqueue_subject("alice"),
-            f"$JS.API.CONSUMER.MSG.NEXT.{_bus.STREAM_WQ}.{_bus.run_consumer('gpu1')}",
+            _bus.order_subject("gpu0", 1),
+            f"$JS.API.CONSUMER.MSG.NEXT.{_bus.STREAM_WQ}.{_bus.earlier_consumer('gpu1')}",
+            # nats-server does not ask whether whoever makes a consumer may speak where it delivers
+            f"$JS.API.CONSUMER.CREATE.{_bus.STREAM_WQ}.{_bus.earlier_consumer('gpu0')}.{_bus.run_subject('gpu0')}",
+            f"$JS.API.CONSUMER.CREATE.{_bus.STREAM_WQ}.x",
             f"$JS.API.STREAM.DELETE.{_bus.STREAM_WQ}",
             f"$KV.{_bus.BUCKET_CONTROL}.shard.0",
             _bus.output_subject("gpu1", "j", 1, "stdout", 0),
@@ -53,6 +57,7 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
             _bus.enqueue_subject("bob"),
             _bus.rpc_subject("bob", "cancel"),
             _bus.run_subject("gpu0"),
+            _bus.order_subject("gpu0", 1),
             f"$JS.API.STREAM.INFO.{_bus.STREAM_WQ}",
             "_INBOX.submitter.bob.x",
             # everybody's outputs: the conductor, which knows whose job it is, reads them for users
@@ -61,7 +66,11 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
             f"$JS.API.CONSUMER.CREATE.{_bus.STREAM_LOGS}.x",
             _bus.output_subject("gpu0", "j", 1, "stdout", 0),
         ],
-        ("operator", "olga"): [_bus.enqueue_subject("alice"), _bus.control_subject("gpu0")],
+        ("operator", "olga"): [
+            _bus.enqueue_subject("alice"),
+            _bus.control_subject("gpu0"),
+            _bus.order_subject("gpu0", 1),
+        ],
         ("observer", "console"): [_bus.enqueue_subject("console"), "maestro.heartbeat"],
         ("cache", "host0"): [_bus.up_subject("gpu0"), _bus.enqueue_subject("host0")],
         ("conductor", "a"): [
@@ -83,6 +92,38 @@ def test_each_key_speaks_for_itself_alone(bus: BusServer) -> None:
                 with pytest.raises(Refused, match="may not publish"):
                     await nc.ask(subject, b"{}", timeout=30)
             await nc.close()
+
+    asyncio.run(main())
+
+
+def test_orders_are_heard_by_their_gpu_alone(bus: BusServer) -> None:
+    """They hold whole jobs, of all users."""
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    async def main() -> None:
+        for kind, name in (
+            ("worker", "gpu1"),
+            ("operator", "olga"),
+            ("observer", "console"),
+            ("submitter", "alice"),
+            ("conductor", "a"),
+        ):
+            nc = await bus.connected(kind, name)
+            with pytest.raises(Refused, match="may not listen"):
+                await nc.hear(_bus.order_subject("gpu0"), hear)
+            await nc.close()
+        worker, conductor = await bus.connected("worker", "gpu0"), await bus.connected("conductor", "a")
+        await worker.hear(_bus.order_subject("gpu0"), hear)
+        await conductor.say(_bus.order_subject("gpu0", 1), b"run")
+        async with asyncio.timeout(30):
+            while not heard:
+                await worker.flush()
+        assert heard == [b"run"]
+        await worker.close()
+        await conductor.close()
 
     asyncio.run(main())
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tails, pull consumers, buckets and leases: what they promise while the server is killed under them."""
+"""Tails, buckets and leases: what they promise while the server is killed under them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from organism.bus.errors import ConsumerGone, StreamReset, WrongLastSequence
+from organism.bus.errors import StreamReset, WrongLastSequence
 from organism.bus.jetstream import JetStream, Outgoing
 from organism.bus.keyvalue import KeyValue
 from organism.bus.lease import Lease
-from organism.bus.pull import PullConsumer
 from organism.bus.tail import StreamTail
 from organism.core import _bus
 from service.support import HANG, BusServer
@@ -106,77 +105,6 @@ def test_tail_refuses_a_stream_that_ends_before_what_was_read(bus: BusServer) ->
         with pytest.raises(StreamReset, match="ends at 0"):
             await StreamTail(JetStream(nc), _bus.STREAM_WQ, start_seq=5).__anext__()
         await nc.close()
-
-    asyncio.run(main())
-
-
-def test_pull_delivers_redelivers_and_keeps_what_comes_after_the_timeout(bus: BusServer) -> None:
-    async def main() -> None:
-        js = JetStream(await bus.connected("conductor", "a"))
-        nc = await bus.connected("worker", "gpu0")
-        pull = PullConsumer(nc, _bus.STREAM_WQ, _bus.run_consumer("gpu0"))
-        assert await pull.next(0.05) is None
-        await js.publish(_bus.run_subject("gpu0"), b"one")
-        await js.publish(_bus.run_subject("gpu1"), b"not for us")
-        first = await pull.next(HANG)
-        assert first is not None
-        assert (first.data, first.seq, first.num_delivered, first.subject) == (b"one", 1, 1, _bus.run_subject("gpu0"))
-        await first.in_progress()
-        await first.nak()
-        again = await pull.next(HANG)
-        assert again is not None
-        assert (again.data, again.num_delivered) == (b"one", 2)
-        await again.ack_sync()
-        await js.publish(_bus.run_subject("gpu0"), b"two")
-        second = await pull.next(HANG)
-        assert second is not None
-        assert (second.data, second.seq) == (b"two", 3)
-        await second.term("not wanted")
-        assert await pull.next(0.1) is None
-        await pull.close()
-        await nc.close()
-        await js.nc.close()
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("how", ["kill9", "stop"])
-def test_pull_goes_on_after_a_restart_of_the_server(bus: BusServer, how: str) -> None:
-    async def main() -> None:
-        js = JetStream(await bus.connected("conductor", "a"))
-        nc = await bus.connected("worker", "gpu0")
-        pull = PullConsumer(nc, _bus.STREAM_WQ, _bus.run_consumer("gpu0"))
-        for n in range(3):
-            waiting = asyncio.create_task(pull.next(HANG))
-            await asyncio.sleep(0.1)
-            getattr(bus, how)()
-            await asyncio.sleep(0.1)
-            bus.start()
-            await js.nc.wait_connected(HANG)
-            await js.publish(_bus.run_subject("gpu0"), b"%d" % n, msg_id=f"m{n}", timeout=HANG)
-            delivery = await waiting
-            assert delivery is not None
-            # the kill may have forgotten the last acknowledgement; that message must not hold up this one
-            assert delivery.data == b"%d" % n
-            await delivery.ack_sync()
-        await nc.close()
-        await js.nc.close()
-
-    asyncio.run(main())
-
-
-def test_pull_tells_that_its_consumer_is_gone(bus: BusServer) -> None:
-    async def main() -> None:
-        admin = JetStream(await bus.connected("admin", "setup"))
-        nc = await bus.connected("worker", "gpu0")
-        pull = PullConsumer(nc, _bus.STREAM_WQ, _bus.run_consumer("gpu0"))
-        waiting = asyncio.create_task(pull.next(HANG))
-        await asyncio.sleep(0.2)
-        await admin.api(f"CONSUMER.DELETE.{_bus.STREAM_WQ}.{_bus.run_consumer('gpu0')}")
-        with pytest.raises(ConsumerGone, match="topology apply"):
-            await waiting
-        await nc.close()
-        await admin.nc.close()
 
     asyncio.run(main())
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``organism-bus`` on real servers: plan, apply, apply again, change, refuse, prune, remove; one node, and three."""
+"""``organism-bus`` on real servers: plan, apply, apply again, change, refuse, remove; one node, and three."""
 
 from __future__ import annotations
 
@@ -47,65 +47,55 @@ def connection(server: BusServer) -> list[str]:
 
 
 def test_plan_changes_nothing_apply_does_and_does_it_once(run: Run) -> None:
-    wanted = ("--gpus", "gpu0,gpu1", "--limits", LIMITS)
+    wanted = ("--limits", LIMITS)
     assert run("wait") == (0, {"ready": True})
     status, planned = run("topology", "plan", *wanted)
     assert (status, planned["changed"]) == (0, True)
     assert run("info")[1]["streams"] == 0
     status, applied = run("topology", "apply", *wanted)
     assert (status, applied) == (0, planned)
-    assert run("info")[1]["streams"] == len(_bus.topology([]).streams)
+    assert run("info")[1]["streams"] == len(_bus.topology().streams)
     for action in ("plan", "apply"):
         status, again = run("topology", action, *wanted)
         assert (status, again["changed"], again["message"]) == (0, False, "nothing to change")
-    assert run("streams")[1]["streams"][0]["consumers"] == 2
+    assert run("streams")[1]["streams"][0]["consumers"] == 0
 
 
-def test_changed_limits_and_gpus_are_reconciled_and_old_consumers_go_only_when_told(run: Run) -> None:
-    run("topology", "apply", "--gpus", "gpu0,gpu1", "--limits", LIMITS)
+def test_changed_limits_are_reconciled(run: Run) -> None:
+    run("topology", "apply", "--limits", LIMITS)
     more = json.dumps({**json.loads(LIMITS), "queue_bytes": SMALL.queue_bytes * 2})
-    status, changed = run("topology", "apply", "--gpus", "gpu1,gpu2", "--limits", more)
+    status, changed = run("topology", "apply", "--limits", more)
     assert status == 0
-    assert sorted(change["name"] for change in changed["changes"]) == [
-        f"consumer {_bus.STREAM_WQ}/{_bus.run_consumer('gpu2')}",
-        f"stream {_bus.STREAM_WQ}: max_bytes",
-    ]
-    assert changed["kept"] == [f"{_bus.STREAM_WQ}/{_bus.run_consumer('gpu0')}"]
-    status, pruned = run("topology", "apply", "--gpus", "gpu1,gpu2", "--limits", more, "--prune")
-    assert [change["name"] for change in pruned["changes"]] == [
-        f"consumer {_bus.STREAM_WQ}/{_bus.run_consumer('gpu0')}"
-    ]
-    assert not run("topology", "plan", "--gpus", "gpu1,gpu2", "--limits", more, "--prune")[1]["changed"]
+    assert [change["name"] for change in changed["changes"]] == [f"stream {_bus.STREAM_WQ}: max_bytes"]
+    assert not run("topology", "plan", "--limits", more)[1]["changed"]
 
 
 def test_what_the_server_cannot_change_is_refused_and_nothing_else_is_done(server: BusServer, run: Run) -> None:
     async def foreign() -> None:
         nc = await server.connected("admin", "setup")
-        config = {**_bus.topology([], limits=SMALL).streams[_bus.STREAM_EVENTS], "persist_mode": "default"}
+        config = {**_bus.topology(limits=SMALL).streams[_bus.STREAM_EVENTS], "persist_mode": "default"}
         await JetStream(nc).api(f"STREAM.CREATE.{_bus.STREAM_EVENTS}", config)
         await nc.close()
 
     asyncio.run(foreign())
-    status, refused = run("topology", "apply", "--gpus", "gpu0", "--limits", LIMITS)
+    status, refused = run("topology", "apply", "--limits", LIMITS)
     assert status == 1
     assert f"stream {_bus.STREAM_EVENTS}: persist_mode is 'default' and cannot become 'async'" in refused["error"]
     assert run("info")[1]["streams"] == 1
 
 
 def test_jobs_are_destroyed_only_when_that_is_said(server: BusServer, run: Run) -> None:
-    run("topology", "apply", "--gpus", "gpu0", "--limits", LIMITS)
+    run("topology", "apply", "--limits", LIMITS)
     assert command.main(["topology", "absent", *connection(server)]) == 2
-    assert run("info")[1]["streams"] == len(_bus.topology([]).streams)
+    assert run("info")[1]["streams"] == len(_bus.topology().streams)
     status, dry = run("topology", "absent", "--dry-run")
-    assert (status, dry["changed"], run("info")[1]["streams"]) == (0, True, len(_bus.topology([]).streams))
+    assert (status, dry["changed"], run("info")[1]["streams"]) == (0, True, len(_bus.topology().streams))
     status, gone = run("topology", "absent", "--purge")
     assert (status, gone["changed"], run("info")[1]["streams"]) == (0, True, 0)
     assert run("topology", "absent", "--purge")[1]["changed"] is False
 
 
 def test_mistakes_are_named(server: BusServer, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command.main(["topology", "plan", "--gpus", "a b", *connection(server)]) == 2
-    assert "GPU id 'a b'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         command.main(["topology", "plan", "--limits", '{"queue": 1}'])
     assert usage.value.code == 2
@@ -114,7 +104,7 @@ def test_mistakes_are_named(server: BusServer, run: Run, capsys: pytest.CaptureF
     assert command.main(["wait", "--server", dead, "--timeout", "0.3"]) == 1
     assert dead in capsys.readouterr().err
     huge = json.dumps({"queue_bytes": 2**50})
-    status, document = run("topology", "apply", "--gpus", "gpu0", "--limits", huge)
+    status, document = run("topology", "apply", "--limits", huge)
     assert status == 1
     assert "insufficient storage" in document["error"]
     key = tmp_path / "k.nk"
@@ -150,7 +140,7 @@ def test_three_servers_keep_what_was_acknowledged_when_the_leader_dies(
             words = [word for url in urls for word in ("--server", url)]
             words += ["--key", str(nodes[0].credentials("admin", "setup")), "--ca", str(certificates.ca)]
             assert await asyncio.to_thread(command.main, ["wait", *words, "--timeout", str(HANG)]) == 0
-            apply = ["topology", "apply", "--gpus", "gpu0", "--replicas", "3", "--limits", LIMITS, *words]
+            apply = ["topology", "apply", "--replicas", "3", "--limits", LIMITS, *words]
             assert await asyncio.to_thread(command.main, apply) == 0
             js = JetStream(await nodes[0].connected("conductor", "a", servers=urls))
             for n in range(5):

@@ -127,13 +127,13 @@ async def on_disk(pool: Pool, stream: str, prefix: str) -> list[tuple[str, bytes
 
 
 async def final_events(pool: Pool) -> dict[str, list[str]]:
-    """Every final state that ORG_EVENTS tells, by job."""
-    ends: dict[str, list[str]] = {}
+    """Every final state that ORG_EVENTS tells, by job. One that was told again to be the last has the same number."""
+    ends: dict[str, dict[int, str]] = {}
     for task_id, data in await on_disk(pool, _bus.STREAM_EVENTS, "gpu.task.state."):
         event = messages.decode(data, messages.StateEvent)
         if event.state in messages.FINAL_STATES:
-            ends.setdefault(task_id, []).append(event.state)
-    return ends
+            ends.setdefault(task_id, {})[event.n] = event.state
+    return {task_id: list(states.values()) for task_id, states in ends.items()}
 
 
 def lines(path: Path) -> list[int]:

@@ -109,7 +109,7 @@ class Pool:
         self.workers = {gpu: WorkerProcess(directory / f"worker-{gpu}", self.bus, gpu, **settings) for gpu in gpus}
 
     def start(self) -> Pool:
-        self.bus.ready(self.gpus)
+        self.bus.ready()
         self.conductor.start()
         for worker in self.workers.values():
             worker.start()

@@ -30,7 +30,7 @@ def test_without_a_bus_everything_ends_with_3(pool: Pool) -> None:
 
 
 def test_a_job_accepted_without_conductor_and_worker_is_done_when_they_come(pool: Pool) -> None:
-    pool.bus.ready(pool.gpus)
+    pool.bus.ready()
     done = pool.run("--json", "submit", "--", "echo", "late")
     assert (done.code, done.json["ok"]) == (0, True)
     task_id = done.json["task_id"]

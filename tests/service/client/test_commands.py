@@ -11,6 +11,7 @@ import os
 import pty
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -196,6 +197,8 @@ def test_top_on_a_terminal_is_live_and_ends_with_ctrl_c(pool: Pool) -> None:
         env={**os.environ, "TERM": "xterm", "COLUMNS": "200", "LINES": "30"},
     )
     os.close(terminal)
+    guard = threading.Timer(HANG, process.kill)
+    guard.start()
     shown = b""
     while shown.count(b"conductor a") < 2:  # drawn, and drawn again
         shown += os.read(controller, 65536)
@@ -207,6 +210,7 @@ def test_top_on_a_terminal_is_live_and_ends_with_ctrl_c(pool: Pool) -> None:
         if error.errno != errno.EIO:  # how a terminal says that its last user has gone
             raise
     assert process.wait(HANG) == 0
+    guard.cancel()
     os.close(controller)
 
 

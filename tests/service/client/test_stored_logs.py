@@ -59,7 +59,7 @@ def text(maestro: Maestro, task_id: str) -> str:
 
 
 def change(pool: Pool, limits: _bus.Limits) -> None:
-    asyncio.run(pool.bus.apply_topology(pool.gpus, limits=limits))
+    asyncio.run(pool.bus.apply_topology(limits=limits))
 
 
 def drop_bucket(pool: Pool) -> None:

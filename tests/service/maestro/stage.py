@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
@@ -37,7 +36,6 @@ from organism.bus.messages import (
     RunOrder,
     TaskRef,
 )
-from organism.bus.pull import PullConsumer
 from organism.core import _bus
 from service.support import HANG, BusServer
 
@@ -182,8 +180,12 @@ class FakeWorker:
         self.verdicts: list[tuple[TaskRef, str]] = []
         self.replies: deque[HeartbeatReply] = deque(maxlen=50)
         self.draining = False
+        self.deaf = 0
+        """Orders that get lost on their way, from now on."""
         self.listing = True
         """Off: the heartbeats keep quiet about what runs."""
+        self.coming: set[TaskRef] = set()
+        self._coming: asyncio.Queue[RunOrder] = asyncio.Queue()
         self._leased = asyncio.Event()
         self._outcome = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -196,6 +198,9 @@ class FakeWorker:
 
     async def start(self) -> FakeWorker:
         self._nc = await self.bus.connected("worker", self.gpu)
+        self._coming = asyncio.Queue()
+        self.coming.clear()
+        await self.nc.hear(_bus.order_subject(self.gpu), self._order)
         self._renew()
         await self.nc.listen(_bus.control_subject(self.gpu), self._control)
         self._tasks = [asyncio.create_task(loop()) for loop in (self._beats, self._orders, self._reports)]
@@ -245,8 +250,10 @@ class FakeWorker:
             types=self.types,
             running=list(self.running) if self.listing else [],
             unreported=list(self.outcomes) if self.listing else [],
+            coming=sorted(self.coming, key=str) if self.listing else [],
             draining=self.draining,
             spec=self.spec,
+            hears=True,
         )
 
     async def _beats(self) -> None:
@@ -286,21 +293,24 @@ class FakeWorker:
             reply = ControlReply(ok=True, text=f"log of {order.task_id}", next_offset=order.offset + 5)
         await self.nc.say(message.reply, messages.encode(reply))
 
+    async def _order(self, message: Any) -> None:
+        if self.deaf:
+            self.deaf -= 1
+        else:
+            order = messages.decode(message.data, RunOrder)
+            self.coming.add(TaskRef(order.task_id, order.attempt))
+            self._coming.put_nowait(order)
+
     async def _orders(self) -> None:
-        consumer = PullConsumer(self.nc, _bus.STREAM_WQ, _bus.run_consumer(self.gpu))
         while True:
-            delivery = await consumer.next(30)
-            if delivery is None:
-                continue
-            order = messages.decode(delivery.data, RunOrder)
+            order = await self._coming.get()
             ref = TaskRef(order.task_id, order.attempt)
             await self._leased.wait()
             if order.incarnation == self.incarnation and ref not in self.revoked and ref not in self.started:
                 self.started.append(ref)
                 self.running[ref] = asyncio.create_task(self._run(ref, order))
                 await asyncio.wait([self.running[ref]])
-            with contextlib.suppress(BusError):
-                await delivery.ack_sync()
+            self.coming.discard(ref)
 
     async def _run(self, ref: TaskRef, order: RunOrder) -> None:
         report = await self.work(self, order)

@@ -323,6 +323,69 @@ def test_an_order_that_its_worker_never_mentions_is_given_again(bus: BusServer, 
     asyncio.run(main())
 
 
+def test_an_order_that_got_lost_on_its_way_is_handed_over_again(bus: BusServer, conductors: Conductors) -> None:
+    async def main() -> None:
+        conductors()
+        worker = await FakeWorker(bus, "gpu0").start()
+        alice = await Submitter.connect(bus)
+        assert (await alice.result(await alice.submit())).state == "done"
+        before, worker.deaf = worker.incarnation, 1
+        result = await alice.result(await alice.submit())
+        assert (result.state, result.attempts, worker.deaf) == ("done", 1, 0)
+        assert worker.incarnation == before
+        await worker.stop()
+
+    asyncio.run(main())
+
+
+def test_an_order_that_its_conductor_did_not_live_to_hand_over_comes_from_the_next(
+    bus: BusServer, conductors: Conductors
+) -> None:
+    async def main() -> None:
+        first = conductors("a")
+        await first.leading()
+        worker = await FakeWorker(bus, "gpu0").start()
+        alice = await Submitter.connect(bus)
+        assert (await alice.result(await alice.submit())).state == "done"
+        worker.deaf = 10**6
+        task_id = await alice.submit()
+        await until(lambda: worker.deaf < 10**6)  # it is stored, and was said; nobody heard it
+        first.kill9()
+        worker.deaf = 0
+        conductors("b")
+        result = await alice.result(task_id)
+        assert (result.state, result.attempts) == ("done", 1)
+        await worker.stop()
+
+    asyncio.run(main())
+
+
+def test_the_consumer_of_an_earlier_version_goes_when_nobody_reads_by_it(
+    bus: BusServer, conductors: Conductors
+) -> None:
+    async def main() -> None:
+        over = JetStream(await bus.connected("admin", "setup"))
+        for gpu in ("gpu0", "gpu1"):
+            name, subject = _bus.earlier_consumer(gpu), _bus.run_subject(gpu)
+            durable = {"name": name, "durable_name": name, "filter_subject": subject, "ack_policy": "explicit"}
+            body = {"stream_name": _bus.STREAM_WQ, "config": durable, "action": "create"}
+            await over.api(f"CONSUMER.CREATE.{_bus.STREAM_WQ}.{name}.{subject}", body)
+        conductors()
+        worker = await FakeWorker(bus, "gpu0").start()
+
+        async def gone() -> bool:
+            listed = await over.api(f"CONSUMER.LIST.{_bus.STREAM_WQ}")
+            names = {consumer["name"] for consumer in listed["consumers"]}
+            assert _bus.earlier_consumer("gpu1") in names, "gpu1's worker may still be one of the earlier version"
+            return _bus.earlier_consumer("gpu0") not in names
+
+        await eventually(gone)
+        await worker.stop()
+        await over.nc.close()
+
+    asyncio.run(main())
+
+
 def test_a_job_lost_too_often_is_dead(bus: BusServer, conductors: Conductors) -> None:
     async def main() -> None:
         conductors(MAX_LOST=2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from organism.bus.jetstream import JetStream
 from organism.bus.messages import Report, RunOrder
 from organism.core import _bus
 from service.maestro.books import Books, settled_books
@@ -21,7 +22,7 @@ from service.maestro.stage import (
     succeed,
     until,
 )
-from service.support import BusServer
+from service.support import HANG, BusServer
 
 Conductors = Callable[..., ConductorProcess]
 
@@ -407,7 +408,7 @@ def test_a_large_submission_travels_and_a_delayed_one_waits(bus: BusServer, cond
 
         worker = await FakeWorker(bus, "gpu0", count).start()
         alice = await Submitter.connect(bus)
-        delayed = await alice.submit("delayed", delay=3)
+        delayed = await alice.submit("delayed", delay=10)
         large = await alice.submit("large", cmd=["echo", "x" * 300_000])
         assert (await alice.result(large)).state == "done"
         assert seen["large"] == 300_000
@@ -435,5 +436,33 @@ def test_results_are_announced_to_their_user(bus: BusServer, conductors: Conduct
         async with asyncio.timeout(30):
             assert await heard.get() == f"maestro.notify.alice.{task_id}"
         await worker.stop()
+
+    asyncio.run(main())
+
+
+def test_an_answer_goes_to_the_inbox_of_its_asker_alone(bus: BusServer, conductors: Conductors) -> None:
+    """nats-server lets anybody name any subject for an answer, and a conductor may write its own fence and lease."""
+
+    async def main() -> None:
+        conductor = conductors()
+        await conductor.leading()
+        js = JetStream(await bus.connected("admin", "setup"))
+
+        async def ends() -> list[int]:
+            return [(await js.info(stream))["state"]["last_seq"] for stream in (_bus.STREAM_WQ, _bus.STREAM_RESULTS)]
+
+        before = await ends()
+        alice, worker = await bus.connected("submitter", "alice"), await bus.connected("worker", "gpu0")
+        wanted = [_bus.epoch_subject(), _bus.journal_subject(), _bus.result_subject("j"), "_INBOX.submitter.bob.x"]
+        for reply in wanted:
+            await alice.say(_bus.rpc_subject("alice", "top"), b"{}", reply=reply)
+            for subject in (_bus.heartbeat_subject("gpu0"), _bus.done_subject("gpu0")):
+                await worker.say(subject, b"{}", reply=reply)
+        # heartbeats that are none are answered; of a GPU that was never heard no report is
+        await until(lambda: conductor.text().count("is not in their own inbox") == 2 * len(wanted))
+        assert (await alice.ask(_bus.rpc_subject("alice", "top"), b"{}", timeout=HANG)).data
+        assert await ends() == before
+        for nc in (alice, worker, js.nc):
+            await nc.close()
 
     asyncio.run(main())

@@ -14,6 +14,7 @@ from organism.bus.jetstream import JetStream
 from organism.bus.messages import Report, RunOrder
 from organism.core import _bus
 from service.maestro.books import Books, settled_books
+from service.maestro.shards import ShardWorker
 from service.maestro.stage import (
     ConductorProcess,
     FakeWorker,
@@ -106,7 +107,8 @@ def test_a_shard_leaves_the_messages_of_another_alone(bus: BusServer, conductors
         kept = await JetStream(nc).publish(_bus.enqueue_subject("bob", "0"), b'{"task_id": "kept", "cmd": ["true"]}')
         one = conductors("a", SHARD="one")
         await until(lambda: "leading shard one, epoch" in one.text())
-        worker = await FakeWorker(bus, "gpu0").start()
+        worker = ShardWorker(bus, "gpu0", "one")
+        await worker.start()
         alice = await Submitter.connect(bus)
         ids = [f"job-{number}" for number in range(300)]
         for task_id in ids:
@@ -116,6 +118,9 @@ def test_a_shard_leaves_the_messages_of_another_alone(bus: BusServer, conductors
         books = await Books.read(bus)
         assert kept.seq in [stored.seq for stored in books.queue]
         one.stop()
+        await worker.crash()
+        worker.shard = "0"
+        await worker.start()
         conductors("b")
         result = await alice_or(bus, "bob")
         assert result == "done"

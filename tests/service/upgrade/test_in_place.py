@@ -83,14 +83,14 @@ def imported_from(place: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def apply_topology(pool: Pool, queue_mib: int, **more: int) -> str:
+def apply_topology(pool: Pool, queue_mib: int, *words_of_its_own: str, **more: int) -> str:
     """``organism-bus topology apply`` of whichever version is imported; what it has changed.
 
     ``more``: sizes in MiB that only the present one knows.
     """
     sizes = {"queue_bytes": queue_mib, "results_bytes": 64, "events_bytes": 64, "dead_bytes": 16, "jobs_bytes": 32}
     limits = json.dumps({name: size * _bus.MIB for name, size in {**sizes, "telemetry_bytes": 16, **more}.items()})
-    words = ["topology", "apply", "--gpus", ",".join(GPUS), "--limits", limits, "--server", pool.bus.url]
+    words = ["topology", "apply", *words_of_its_own, "--limits", limits, "--server", pool.bus.url]
     words += ["--key", str(pool.bus.credentials("admin", "setup"))]
     done = subprocess.run(
         [sys.executable, "-m", "organism.cli.bus", *words], capture_output=True, text=True, timeout=HANG, check=False
@@ -138,7 +138,7 @@ def test_an_upgrade_with_jobs_in_flight_loses_nothing(
     pool = machines.pool
     pool.bus.start()
     with imported_from(earlier):
-        apply_topology(pool, 48)
+        apply_topology(pool, 48, "--gpus", ",".join(GPUS))
         machines.old.start()
         for worker in pool.workers.values():
             as_before(worker, earlier)
@@ -203,3 +203,32 @@ def test_an_upgrade_with_jobs_in_flight_loses_nothing(
         asyncio.run(main())
     except TimeoutError:
         pytest.fail(f"the upgrade did not come to its end:\n{pool.logs()}\n{machines.new.log.read_text()[-2000:]}")
+
+
+def test_a_worker_that_is_upgraded_before_the_conductor_waits_for_it(machines: Machines, earlier: Path) -> None:
+    """As level 7 comes before level 8: an order of the earlier conductor would lie where the worker does not look."""
+    pool = machines.pool
+    pool.bus.start()
+    with imported_from(earlier):
+        apply_topology(pool, 48, "--gpus", ",".join(GPUS))
+        machines.old.start()
+    worker = machines.worker(GPUS[0]).start()
+    pool.workers = {GPUS[0]: worker}
+
+    async def main() -> None:
+        async with AsyncMaestro(pool.settings()) as maestro, asyncio.timeout(2 * HANG):
+            job = await maestro.submit(["true"], max_retries=0)
+            await eventually(drained)
+            for _ in range(4):
+                await asyncio.sleep(0.5)  # a job that is not dispatched tells nobody
+                assert (await maestro.status(job.task_id)).attempt == 0
+            await asyncio.to_thread(apply_topology, pool, 64, logs_bytes=64)
+            machines.new.start()
+            await asyncio.to_thread(machines.old.stop)
+            result = await job.result(HANG)
+            assert (result.state, result.attempts) == ("done", 1)
+
+    async def drained() -> bool:
+        return "the conductor is of an earlier version" in worker.log.read_text()
+
+    asyncio.run(main())

@@ -19,7 +19,6 @@ import pytest
 
 from organism.bus import messages
 from organism.bus.connection import BusClient
-from organism.bus.jetstream import JetStream
 from organism.bus.messages import (
     Control,
     ControlReply,
@@ -39,12 +38,13 @@ class Conductor:
 
     def __init__(self, nc: BusClient) -> None:
         self.nc = nc
-        self.js = JetStream(nc)
         self.beats: list[Heartbeat] = []
         self.reports: list[Report] = []
         self.events: list[dict[str, Any]] = []
         self.answering = True
         self.taking_reports = True
+        self.hands = True
+        self.epoch = 1
         self.lease_s = 30.0
         self.dead: set[str] = set()
         """Incarnations that are told to reset."""
@@ -81,7 +81,12 @@ class Conductor:
         self._changed.set()
         reset = beat.incarnation in self.dead
         reply = HeartbeatReply(
-            ok=not reset, lease_s=0 if reset else self.lease_s, epoch=1, revoked=self.revoked, reset=reset
+            ok=not reset,
+            lease_s=0 if reset else self.lease_s,
+            epoch=self.epoch,
+            revoked=self.revoked,
+            reset=reset,
+            hands=self.hands,
         )
         await self.nc.say(message.reply, messages.encode(reply))
 
@@ -134,7 +139,7 @@ class Conductor:
             enq_seq=1,
             on_disk=on_disk,
         )
-        await self.js.publish(_bus.run_subject(gpu), messages.encode(order), msg_id=f"{task_id}:{attempt}")
+        await self.nc.say(_bus.order_subject(gpu, self.epoch), messages.encode(order))
         return order
 
     async def report(self, task_id: str, attempt: int = 1) -> Report:
@@ -164,15 +169,10 @@ class Conductor:
         answer = await self.nc.ask(_bus.control_subject(gpu), messages.encode(Control(**fields)), timeout=HANG)
         return messages.decode(answer.data, ControlReply)
 
-    async def unacknowledged(self, gpu: str = "gpu0") -> int:
-        """Orders that the worker has not acknowledged."""
-        info = await self.js.api(f"CONSUMER.INFO.{_bus.STREAM_WQ}.{_bus.run_consumer(gpu)}", {})
-        return int(info["num_ack_pending"]) + int(info["num_pending"])
-
-    async def settled(self, gpu: str = "gpu0") -> None:
-        async with asyncio.timeout(HANG):
-            while await self.unacknowledged(gpu):  # noqa: ASYNC110 - the server tells nobody about an acknowledgement
-                await asyncio.sleep(0.05)
+    async def settled(self) -> None:
+        """A heartbeat from now on says that the worker has nothing in hand."""
+        seen = len(self.beats)
+        await self.until(lambda: any(not beat.running and not beat.unreported for beat in self.beats[seen:]))
 
 
 class WorkerProcess:

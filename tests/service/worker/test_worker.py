@@ -18,7 +18,7 @@ import pytest
 from organism.bus import messages
 from organism.bus.messages import TaskRef
 from organism.core import _bus
-from service.support import BusServer
+from service.support import HANG, BusServer
 from service.worker.double import Conductor, WorkerProcess, await_file, await_gone
 
 Workers = Callable[..., WorkerProcess]
@@ -39,7 +39,7 @@ def script(text: str) -> list[str]:
     return ["/bin/sh", "-c", text]
 
 
-def test_an_order_becomes_a_report_and_is_acknowledged(bus: BusServer, workers: Workers) -> None:
+def test_an_order_becomes_a_report(bus: BusServer, workers: Workers) -> None:
     worker = workers()
 
     async def test(conductor: Conductor) -> None:
@@ -100,7 +100,6 @@ def test_noops_are_taken_while_earlier_ones_are_reported(bus: BusServer, workers
         # all three have run, and none of them is forgotten for as long as its report is not taken
         names = {f"n{n}" for n in range(3)}
         await conductor.until(lambda: names <= {ref.task_id for ref in conductor.beats[-1].unreported})
-        await conductor.settled()
         conductor.taking_reports = True
         for name in sorted(names):
             await conductor.report(name)
@@ -108,8 +107,8 @@ def test_noops_are_taken_while_earlier_ones_are_reported(bus: BusServer, workers
         # one that comes again is known
         again = await conductor.order("n0", incarnation=incarnation, type="noop", attempt=2)
         await conductor.report("n0", 2)
-        await conductor.js.publish(_bus.run_subject("gpu0"), messages.encode(again))
-        await conductor.settled()
+        await conductor.nc.say(_bus.order_subject("gpu0", 1), messages.encode(again))
+        await conductor.run("behind-it", incarnation=incarnation, type="noop")
         assert len([report for report in conductor.reports if report.attempt == 2]) == 1
 
     conducted(bus, test)
@@ -307,7 +306,7 @@ def test_bad_orders_are_told_and_forgotten(bus: BusServer, workers: Workers) -> 
             json.dumps({**good, "spec": {"cmd": "true"}}).encode(),
         ]
         for payload in bad:
-            await conductor.js.publish(_bus.run_subject("gpu0"), payload)
+            await conductor.nc.say(_bus.order_subject("gpu0", 1), payload)
         # well-formed orders for jobs that must not run here
         report = await conductor.run("shell", type="shell", shell="echo no")
         assert (report.error, report.returncode) == ("refused", None)
@@ -323,6 +322,104 @@ def test_bad_orders_are_told_and_forgotten(bus: BusServer, workers: Workers) -> 
         assert refusals[-2] == "meant for gpu1 - at `$.gpu`"
 
     conducted(bus, test)
+
+
+def test_an_order_that_is_handed_over_again_runs_once(bus: BusServer, workers: Workers) -> None:
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        work = worker.cache / "tasks/once/1/work"
+        order = await conductor.order("once", cmd=script("echo $$ >>ran; while ! test -e go; do sleep 0.1; done"))
+        await asyncio.to_thread(await_file, work / "ran")
+        await conductor.nc.say(_bus.order_subject("gpu0", 1), messages.encode(order))
+        (work / "go").touch()
+        await conductor.report("once")
+        await conductor.nc.say(_bus.order_subject("gpu0", 1), messages.encode(order))
+        assert (await conductor.run("next", cmd=["true"])).returncode == 0
+        assert len((work / "ran").read_text().split()) == 1
+        assert [report.task_id for report in conductor.reports] == ["once", "next"]
+
+    conducted(bus, test)
+
+
+def test_what_a_conductor_says_that_leads_no_more_is_not_heard(bus: BusServer, workers: Workers) -> None:
+    """It was frozen between the commit of an order and its word, and the job may be over for long."""
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        conductor.epoch = 7
+        order = await conductor.order("old", cmd=["true"])
+        await conductor.report("old")
+        seen = len(conductor.beats)
+        await conductor.until(lambda: len(conductor.beats) > seen + 1)  # the answer to the one before has come
+        worker.signal(signal.SIGSTOP)  # so that its heartbeats do not come between
+        conductor.epoch = 6
+        await conductor.order("older", incarnation=order.incarnation, cmd=["true"])
+        conductor.epoch = 8
+        worker.signal(signal.SIGCONT)
+        assert (await conductor.run("new", incarnation=order.incarnation, cmd=["true"])).returncode == 0
+        assert [report.task_id for report in conductor.reports] == ["old", "new"]
+        assert "of epoch 6, which leads no more" in (await conductor.event("dropped"))["text"]
+
+    conducted(bus, test)
+
+
+def test_no_jobs_are_wanted_of_a_conductor_that_hands_no_orders_over(bus: BusServer, workers: Workers) -> None:
+    async def test(conductor: Conductor) -> None:
+        conductor.hands = False
+        worker = workers()
+        await conductor.until(lambda: len(conductor.beats) > 3)
+        assert all(beat.draining for beat in conductor.beats)
+        conductor.hands = True
+        await conductor.until(lambda: not conductor.beats[-1].draining)
+        assert "the conductor is of an earlier version" in worker.log.read_text()
+
+    conducted(bus, test)
+
+
+def test_a_worker_says_at_once_what_it_has_when_its_connection_is_back(bus: BusServer, workers: Workers) -> None:
+    worker = workers(HEARTBEAT_SEC=60)  # as long as the hang guard
+
+    async def test(conductor: Conductor) -> None:
+        await conductor.until(lambda: conductor.beats and not conductor.beats[-1].draining)
+        seen = len(conductor.beats)
+        worker.signal(signal.SIGSTOP)  # so that the conductor is there first
+        await asyncio.to_thread(bus.restart)
+        await conductor.nc.wait_connected(HANG)
+        worker.signal(signal.SIGCONT)
+        async with asyncio.timeout(HANG / 2):
+            await conductor.until(lambda: len(conductor.beats) > seen)
+
+    conducted(bus, test)
+
+
+def test_a_worker_whose_key_may_not_hear_its_orders_says_so_and_ends(
+    bus: BusServer, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as permissions:
+        permissions.setattr(_bus, "order_subject", lambda gpu: f"gpu.task.earlier.{gpu}.*")
+        bus.restart()
+    worker = workers()
+    assert asyncio.run(worker.ended()) == 1
+    assert f"this key may not listen to {_bus.order_subject('gpu0')}" in worker.log.read_text()
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_a_worker_whose_key_may_not_hear_its_orders_any_more_ends(
+    bus: BusServer, workers: Workers, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It would lose each job that it is given, and be the first to be given the next."""
+    worker = workers()
+
+    async def test(conductor: Conductor) -> None:
+        assert (await conductor.run("before", cmd=["true"])).returncode == 0
+
+    conducted(bus, test)
+    with monkeypatch.context() as permissions:
+        permissions.setattr(_bus, "order_subject", lambda gpu: f"gpu.task.earlier.{gpu}.*")
+        getattr(bus, how)()
+    assert asyncio.run(worker.ended()) == 1
+    assert f"this key may not listen to {_bus.order_subject('gpu0')} any more" in worker.log.read_text()
 
 
 def test_sigterm_lets_the_job_finish_and_takes_no_other(bus: BusServer, workers: Workers) -> None:
@@ -343,7 +440,6 @@ def test_sigterm_lets_the_job_finish_and_takes_no_other(bus: BusServer, workers:
         report = await conductor.report("queued")
         assert (report.error, report.returncode) == ("shutdown", None)
         assert await worker.ended() == 0
-        await conductor.settled()
 
     conducted(bus, test)
 

@@ -102,7 +102,7 @@ def test_the_streams_always_fit_into_the_store_and_the_store_into_its_share(disk
 
 
 def test_long_outputs_are_gone_before_an_id_can_come_again_and_never_stop_a_job() -> None:
-    streams = _bus.topology([]).streams
+    streams = _bus.topology().streams
     outputs, results = streams[_bus.STREAM_LOGS], streams[_bus.STREAM_RESULTS]
     assert 0 < outputs["max_age"] < results["max_age"]
     assert (outputs["discard"], outputs["max_msgs_per_subject"]) == ("old", 1)

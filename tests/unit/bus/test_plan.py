@@ -9,10 +9,10 @@ from copy import deepcopy
 import pytest
 
 from organism.bus.errors import BusError, StreamFull, SubjectFull, WrongLastSequence, api_error
-from organism.bus.pull import ack_parts
+from organism.bus.tail import ack_parts
 from organism.core import _bus, _bus_plan, _nkey
 
-WANTED = _bus.topology(["gpu0", "gpu1"])
+WANTED = _bus.topology()
 
 
 def as_server_tells(topology: _bus.Topology) -> _bus.Topology:
@@ -32,13 +32,11 @@ def test_equal_configurations_are_equal_however_the_server_writes_them() -> None
     assert not plan.steps
 
 
-def test_streams_come_before_their_consumers() -> None:
+def test_what_is_not_there_is_created() -> None:
     steps = _bus_plan.plan(_bus.Topology(), WANTED).steps
-    subjects = [step.subject for step in steps]
-    assert subjects.index(f"STREAM.CREATE.{_bus.STREAM_WQ}") < subjects.index(
-        f"CONSUMER.CREATE.{_bus.STREAM_WQ}.GPU_RUN_gpu0.gpu.task.run.gpu0"
-    )
-    assert {step.verb for step in steps} == {"create"}
+    assert [(step.verb, step.subject) for step in steps] == [
+        ("create", f"STREAM.CREATE.{name}") for name in WANTED.streams
+    ]
 
 
 def test_an_update_keeps_what_is_not_declared() -> None:

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chaos.jobs import faults, recorder
-from chaos.jobs.faults import Faults
+from chaos.jobs import recorder
+from chaos.jobs.faults import LATER, Faults
 from chaos.jobs.notebook import Notebook, read
 from chaos.jobs.plan import Fault
 from chaos.jobs.recorder import AGAIN, Recorder
 from chaos.jobs.trouble import Stuck
 
-from organism.bus.errors import ApiError, StreamReset, Unavailable
+from organism.bus.errors import StreamReset, Unavailable
 from organism.bus.jetstream import Stored
 from organism.core import _bus
 
@@ -28,41 +28,41 @@ STORM = Fault(0, 0.0, "redelivery storm", "worker.gpu1")
 PART: Any = SimpleNamespace(name="worker.gpu1")
 
 
-class Api:
-    """Answers in turn."""
+class Line:
+    """A connection that is cut after so many messages."""
 
-    def __init__(self, *answers: Exception | None) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
+    def __init__(self, most: int = 100) -> None:
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.most = most
 
-    async def api(self, call: str, _payload: Any) -> None:
-        self.asked.append(call.split(".")[1])
-        answer = self.answers.pop(0)
-        if answer is not None:
-            raise answer
-
-
-def made(js: Any, tmp_path: Path, *planned: Fault) -> Faults:
-    pool: Any = SimpleNamespace(parts={PART.name: PART}, plan=SimpleNamespace(faults=planned))
-    return Faults(pool, js, Notebook(tmp_path / "book"), Recorder(js, Notebook(tmp_path / "book")))
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def sleep(_seconds: float) -> None:
+    async def wait_connected(self, _timeout: float) -> None:
         return None
 
-    monkeypatch.setattr(faults.asyncio, "sleep", sleep)
+    async def say(self, subject: str, data: bytes) -> None:
+        if len(self.said) == self.most:
+            raise Unavailable("the connection is lost")
+        self.said.append((subject, json.loads(data)))
 
 
-@pytest.mark.usefixtures("at_once")
-def test_a_storm_waits_for_a_server_without_room_and_takes_no_other_refusal(tmp_path: Path) -> None:
-    full = ApiError(500, 10012, "no space left on device")
-    api = Api(Unavailable("away"), full, ApiError(404, 10014, "consumer not found"), full, None)
-    asyncio.run(made(api, tmp_path)._storm(PART, STORM))
-    assert api.asked == ["DELETE", "DELETE", "DELETE", "CREATE", "CREATE"]
-    with pytest.raises(ApiError, match="bad"):
-        asyncio.run(made(Api(ApiError(400, 10025, "bad")), tmp_path)._storm(PART, STORM))
+def made(line: Any, tmp_path: Path, *planned: Fault) -> Faults:
+    async def connected(_kind: str, _name: str) -> Any:
+        return line
+
+    pool: Any = SimpleNamespace(parts={PART.name: PART}, plan=SimpleNamespace(faults=planned), connected=connected)
+    return Faults(pool, Notebook(tmp_path / "book"), Recorder(line, Notebook(tmp_path / "book")))
+
+
+def test_a_storm_brings_every_order_of_the_gpu_again_and_ends_no_run(tmp_path: Path) -> None:
+    line = Line()
+    suite = made(line, tmp_path)
+    first, second = ({"task_id": "j", "gpu": "gpu1", "attempt": attempt} for attempt in (1, 3))
+    suite.recorder.orders = {"j": [first, {**first, "gpu": "gpu0", "attempt": 2}, second]}
+    asyncio.run(suite._storm(PART, STORM))
+    assert line.said == [(_bus.order_subject("gpu1", LATER), one) for one in (first, second)]
+    line.most = 3
+    asyncio.run(suite._storm(PART, STORM))
+    told = [line for line in read(tmp_path / "book") if line["what"] == "storm"]
+    assert [(one["orders"], one["problem"]) for one in told] == [(2, ""), (2, "the connection is lost")]
 
 
 def test_a_fault_that_cannot_be_healed_ends_the_run_by_its_own_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from organism.client import AsyncMaestro, MaestroError
 from organism.core._client_settings import ClientSettings, ClientSettingsError, load
 
 
@@ -95,3 +96,16 @@ def test_without_any_file_the_places_are_named(tmp_path: Path) -> None:
         ClientSettingsError, match=r"etc/client.toml, .*home/.config/organism/client.toml, ORGANISM_USER"
     ):
         loaded(tmp_path)
+
+
+def test_a_shard_is_chosen_as_the_other_settings_are(tmp_path: Path) -> None:
+    assert loaded(tmp_path, environ={"ORGANISM_USER": "bob"}).shard == "0"
+    assert loaded(tmp_path, environ={"ORGANISM_USER": "bob", "ORGANISM_SHARD": "b"}).shard == "b"
+    named = tmp_path / "named.toml"
+    named.write_text('user = "bob"\nshard = "night"\n')
+    assert AsyncMaestro(context=str(named))._link.shard == "night"
+    assert AsyncMaestro(context=str(named), shard="1")._link.shard == "1"
+    with pytest.raises(MaestroError, match="the argument: shard 'a.b' must match"):
+        AsyncMaestro(context=str(named), shard="a.b")
+    with pytest.raises(ClientSettingsError, match="ORGANISM_SHARD: shard"):
+        loaded(tmp_path, environ={"ORGANISM_USER": "bob", "ORGANISM_SHARD": "a b"})

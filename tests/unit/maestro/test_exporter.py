@@ -56,7 +56,7 @@ class Stage:
 
     def text(self) -> str:
         conductor: Any = self
-        return exposition.render(exporter.families(conductor, self.site))
+        return exposition.render(asyncio.run(exporter.families(conductor, self.site)))
 
     def values(self) -> dict[str, float]:
         lines = [line for line in self.text().splitlines() if not line.startswith("#")]

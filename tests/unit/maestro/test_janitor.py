@@ -22,7 +22,7 @@ def test_a_job_that_is_unfinished_is_never_written_down_as_final(caplog: pytest.
     assert janitor._pending == [] and "submission 7 was to be written down as final" in caplog.text
     ledger.drop(7)
     janitor.retire(7, 9)
-    assert (janitor._pending, list(janitor._removable)) == ([7], [7, 9])
+    assert (janitor._pending, list(janitor._removable)) == ([7], [(7, True), (9, False)])
 
 
 def test_results_are_settled_with_the_last_record_that_their_jobs_are_in() -> None:

@@ -16,7 +16,7 @@ from organism.bus.messages import JobSpec, Journal, Result, RunOrder
 from organism.core import _bus
 from organism.maestro import janitor, takeover
 from organism.maestro.clock import stamp
-from organism.maestro.ledger import Conflict, Job, Ledger, RunRecord
+from organism.maestro.ledger import FINAL, SCHEDULED, Conflict, Job, Lasting, Ledger, RunRecord
 from organism.maestro.takeover import Inheritance
 
 MAX_PAYLOAD = 1_000_000
@@ -265,7 +265,7 @@ def test_an_order_or_retry_that_is_not_the_next_one_changes_nothing() -> None:
     stale = Journal(ts="", kind="retry", enq_seq=1, attempt=2, err="exit")
     assert ledger.retried(stale, 8, 1.0) is None
     assert ledger.retried(Journal(ts="", kind="retry", enq_seq=1, attempt=1, err="exit"), 9, 1.0) is job
-    assert (job.tries, job.excluded, job.phase, job.records) == (1, "gpu0", "waiting", [6, 9])
+    assert (job.tries, job.excluded, job.phase, job.records) == (1, "gpu0", "waiting", (6, 9))
 
 
 def test_the_oldest_needed_message_is_the_oldest_unfinished_or_unrefused_submission() -> None:
@@ -278,3 +278,21 @@ def test_the_oldest_needed_message_is_the_oldest_unfinished_or_unrefused_submiss
         found.append(ledger.first_needed())
         ledger.drop(seq)
     assert [*found, ledger.first_needed()] == [3, 5, 5, 11, None]
+
+
+def test_histories_are_those_of_the_moment_in_which_they_were_asked_for() -> None:
+    """Made later, they would tell of what the queue of events still has to tell, and in another order."""
+    ledger = Ledger()
+    jobs = [submitted(ledger, seq, task_id=f"job-{seq}") for seq in (1, 2, 3)]
+    jobs[0].attempt = 1
+    jobs[0].event(SCHEDULED, "scheduled", 1.0)
+    known = [jobs[1].first_event()]
+    histories = Lasting(ledger.jobs.values(), [known, []])
+    jobs[0].event(FINAL, "done", 2.0)
+    ledger.drop(2)
+    assert len(histories) == 4
+    assert [[event.n for event in history] for history in histories] == [[0, 8], [0], [0], [0]]
+    assert [event.state for event in histories[0]] == ["enqueued", "scheduled"]
+    assert [history[0].task_id for history in histories[1:3]] == ["job-2", "job-3"]
+    assert histories[-1] is known
+    assert [event.n for event in jobs[0].lasting()] == [0, 8, 12]

@@ -82,3 +82,13 @@ def test_who_left_is_not_kept_for_ever(order: Order) -> None:
         row.again(oldest)
         assert row.kept() <= 4 * row.line.waiting + SLACK + 2
     assert row.line.waiting == 2
+
+
+def test_a_line_knows_what_its_jobs_have_asked_for_at_least_and_at_most() -> None:
+    row = Row(STRICT)
+    assert row.line.least > row.line.most, "nobody has"
+    for number, size in enumerate((8000, 4000, 16000)):
+        job = row.ledger.submitted(number + 1, "alice", JobSpec(cmd=["true"], min_vram_mb=size), b"{}", 0.0)
+        assert job is not None
+        row.again(job)
+    assert (row.line.least, row.line.most) == (4000, 16000)

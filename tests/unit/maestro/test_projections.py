@@ -26,6 +26,8 @@ class Server:
 
     def __init__(self) -> None:
         self.streams: dict[str, list[Stored]] = {EVENTS: [], STATES: [], RESULTS: []}
+        self.queued = ["gpu.task.epoch.0", "gpu.task.enqueue.alice.0", "gpu.task.run.gpu1"]
+        """Subjects that ORG_WQ holds."""
         self.pending: list[Outgoing] = []
         self.up = asyncio.Event()
         self.up.set()
@@ -79,6 +81,9 @@ class Server:
     async def info(self, stream: str) -> dict[str, Any]:
         kept = self.streams[stream]
         return {"state": {"messages": len(kept), "first_seq": 1, "last_seq": len(kept)}}
+
+    async def api(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {"state": {"subjects": dict.fromkeys(self.queued, 1)}}
 
     async def get(self, stream: str, seq: int) -> Stored | None:
         return self.streams[stream][seq - 1]
@@ -226,3 +231,42 @@ def test_nothing_is_written_while_another_one_may_lead(monkeypatch: pytest.Monke
         return before, server.events("j")
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == ([], [0])
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_what_is_sent_twice_does_not_make_an_older_event_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job ends while nothing can be written: its events wait in the queue and are found to be missing, too."""
+    monkeypatch.setattr(projections, "GROUP", 2)
+
+    async def main() -> list[int]:
+        server = Server()
+        history = [event(0, "enqueued"), event(8, "scheduled"), event(12, "done")]
+        feed = Projections(server, pytest.fail, lambda: [history])  # type: ignore[arg-type]  # stand-ins
+        feed.start()
+        await feed.drain()
+        server.cut_power()
+        for one in history:
+            feed.event(one)
+        await server.tried.wait()
+        server.back(feed.again)
+        await feed.drain()
+        await feed.stop()
+        return server.events("j")
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == [0, 8, 12]
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_a_submission_that_seems_later_than_the_jobs_end_is_still_its_first_event() -> None:
+    """It has the server's time, and the conductor's clock was behind it by more than the job took."""
+
+    async def main() -> tuple[list[int], int]:
+        server = Server()
+        enqueued = StateEvent(ts=event(20, "done").ts, task_id="j", n=0, state="enqueued", user="alice")
+        feed = Projections(server, pytest.fail)  # type: ignore[arg-type]  # stand-ins
+        feed.start([[enqueued, event(8, "scheduled"), event(12, "done")]])
+        await feed.drain()
+        await feed.stop()
+        return server.events("j"), decode(server.streams[STATES][-1].data, StateEvent).n
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ([0, 8, 12], 12)

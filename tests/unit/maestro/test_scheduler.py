@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from hypothesis import given, settings
@@ -125,6 +126,26 @@ def test_memory_classes_are_exact_also_for_sizes_learned_later() -> None:
     assert queue.decide() == [(3, "huge")]
 
 
+def test_a_line_that_no_cut_goes_through_stays_as_it_is() -> None:
+    """However many wait in it: a hundred thousand jobs without a wish need not be sorted anew."""
+    fleet = fleet_of(small=4000)
+    fleet.gpus["small"].drained = True
+    queue = Queue(fleet)
+    plain, wishing = queue.add(), queue.add(min_vram_mb=20_000)
+    other = queue.add(min_vram_mb=9000)
+    assert queue.decide() == []
+    ready = queue.scheduler._ready
+    line, cut = ready[plain.seq][1], ready[wishing.seq][1]
+    assert ready[other.seq][1] is cut, "no GPU is known that tells them apart"
+    grow(fleet, large=16000)
+    assert queue.decide() == [(plain.seq, "large")]
+    assert line.key.size == 0
+    assert ready[other.seq][1].key.size == 1 and ready[wishing.seq][1].key.size == 2
+    grow(fleet, huge=24000)
+    assert queue.decide() == [(wishing.seq, "huge")]
+    assert queue.scheduler._lines[None][ready[other.seq][1].key] is ready[other.seq][1]
+
+
 def test_a_type_needs_a_worker_that_offers_it() -> None:
     queue = Queue(fleet_of(a=0))
     job = queue.add(type="embed", cmd=None)
@@ -195,8 +216,13 @@ SPECS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(SPECS, st.sampled_from(["free a", "free b", "free c", "remove"])), max_size=40))
+HAPPENS = ("free a", "free b", "free c", "remove", "grow d", "grow e")
+LATER = {"d": 6000, "e": 8500}
+"""Memory sizes of GPUs that are heard of late: they cut the lines of those who wait."""
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(st.one_of(SPECS, st.sampled_from([*HAPPENS])), max_size=40))
 def test_decisions_are_those_of_a_plain_search(history: list[Any]) -> None:
     """Against the obvious rule: the first job in order that any idle GPU suits."""
     fleet = fleet_of(a=4000, b=8000, c=0)
@@ -217,6 +243,9 @@ def test_decisions_are_those_of_a_plain_search(history: list[Any]) -> None:
         elif event == "remove":
             if waiting:
                 queue.scheduler.remove(waiting.pop(max(waiting)))
+        elif event.startswith("grow"):
+            name = event.split()[1]
+            grow(fleet, **{name: LATER[name]})
         else:
             queue.free(event.split()[1])
         while True:
@@ -242,9 +271,9 @@ def test_who_goes_before_whom_is_counted_among_rivals_only() -> None:
     queue.scheduler.paused.add("held")
     mine = queue.add(min_vram_mb=10_000)
     later = queue.add()
-    assert queue.scheduler.ahead(mine) == [rival]
-    assert queue.scheduler.ahead(rival) == []
-    assert queue.scheduler.ahead(later) == [rival, mine]
+    assert asyncio.run(queue.scheduler.ahead(mine)) == [rival]
+    assert asyncio.run(queue.scheduler.ahead(rival)) == []
+    assert asyncio.run(queue.scheduler.ahead(later)) == [rival, mine]
 
 
 def test_why_a_gpu_does_not_suit_is_said_per_gpu() -> None:

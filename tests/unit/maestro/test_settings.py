@@ -63,7 +63,7 @@ def test_the_documented_defaults() -> None:
         "MAX_QUEUE": 10000,
         "MAX_LOST": 5,
         "LEASE_TTL_SEC": 6,
-        "SHARD": "0",
+        "SHARD": ["0"],
     }
     assert {key: settings[key] for key in expected} == expected
 
@@ -83,6 +83,19 @@ def test_what_is_wrong_is_named(text: str, word: str) -> None:
     with pytest.raises(SettingsError, match=word) as caught:
         _maestro_settings.parse(f"\nSCHEDULE_TICK_SEC=1\n{text}", "conf")
     assert "TTL" in text or caught.value.problems[0].startswith("conf:3:")
+
+
+@pytest.mark.parametrize(("text", "shards"), [("SHARD=1", ["1"]), ("SHARD=b,a", ["b", "a"])])
+def test_shards_keep_their_order(text: str, shards: list[str]) -> None:
+    settings = _maestro_settings.parse(text).settings
+    assert settings.words("SHARD") == shards
+    assert _maestro_settings.parse(_maestro_settings.SCHEMA.render(settings)).settings == settings
+
+
+@pytest.mark.parametrize("text", ["SHARD=1,0,1", "SHARD="])
+def test_there_is_a_shard_and_none_twice(text: str) -> None:
+    with pytest.raises(SettingsError, match="at least one shard, and none twice"):
+        _maestro_settings.parse(text)
 
 
 def test_what_is_rendered_is_read_again() -> None:

@@ -37,8 +37,8 @@ def terms(monkeypatch: pytest.MonkeyPatch, problem: Exception, *, closed: bool =
         monkeypatch.setattr(daemon, "Term", Term)
         monkeypatch.setattr(daemon.asyncio, "sleep", at_once)
         nc: Any = SimpleNamespace(is_closed=closed)
-        site: Any = SimpleNamespace(name="a")
-        status: Any = SimpleNamespace(conductor=None, leads=None)
+        site: Any = SimpleNamespace(name="a", shard="0")
+        status: Any = SimpleNamespace(conductors={}, leads=None)
         return await daemon._terms(nc, site, asyncio.Event(), status)
 
     return asyncio.run(asyncio.wait_for(main(), 60)), begun

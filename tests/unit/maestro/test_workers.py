@@ -220,3 +220,70 @@ def test_an_order_that_starts_nothing_is_not_missed_while_those_before_it_go_on(
     fleet.settled("gpu0", JOB, stored=True)
     found = [lost(fleet.heartbeat(beat(), 20.0 + second)) for second in range(1, 6)]
     assert found == [[], [], [], [OTHER], []], "the first heartbeat after a report counts for nothing, three others do"
+
+
+def test_one_order_that_never_came_gives_all_of_the_workers_orders_away() -> None:
+    fleet = Fleet(Limits(), epoch=4)
+    fleet.heartbeat(beat(), 0.0)
+    gpu = fleet.gpus["gpu0"]
+    fleet.assign(gpu, JOB, 1, 0.0, brief=True).committed = True
+    for second in range(1, 10):
+        found = fleet.heartbeat(beat(), float(second))
+        if second == 7:  # given just now: not missed yet, but to the same start of the worker, which has to reset
+            fleet.assign(gpu, OTHER, 2, 7.0, brief=True).committed = True
+        if found.reply.reset:
+            break
+    assert lost(found) == [JOB, OTHER]
+    assert not gpu.orders
+
+
+def hearing_fleet() -> Fleet:
+    fleet = Fleet(Limits(), epoch=4)
+    fleet.heartbeat(beat(hears=True), 0.0)
+    order = fleet.assign(fleet.gpus["gpu0"], JOB, 7, 0.0)
+    order.committed, order.handed = True, 0.0
+    return fleet
+
+
+def test_an_order_that_a_heartbeat_does_not_mention_is_handed_over_again_unless_it_may_be_on_its_way() -> None:
+    fleet = hearing_fleet()
+    again = [
+        [order.ref for order in fleet.heartbeat(beat(hears=True), second).unheard] for second in (0.5, 1.2, 1.5, 2.3)
+    ]
+    assert again == [[], [JOB], [], [JOB]]
+    assert fleet.heartbeat(beat(hears=True, running=[JOB]), 9.0).unheard == []
+
+
+def test_an_earlier_conductors_order_is_handed_over_again_at_once() -> None:
+    fleet = Fleet(Limits(), epoch=5)
+    fleet.restore("gpu0", "one", JOB, 7, 100.0)
+    assert [order.ref for order in fleet.heartbeat(beat(hears=True), 100.1).unheard] == [JOB]
+
+
+def test_one_of_several_orders_that_got_lost_is_handed_over_again_whatever_becomes_of_the_others() -> None:
+    fleet = hearing_fleet()
+    for number in range(2, 9):
+        other = fleet.assign(fleet.gpus["gpu0"], TaskRef("brief", number), 10 + number, float(number), brief=True)
+        other.committed, other.handed = True, float(number)
+    names = [TaskRef("brief", number) for number in (2, 3)]
+    found = fleet.heartbeat(beat(hears=True, running=[JOB], coming=names), 5.5)
+    assert [order.ref for order in found.unheard] == [TaskRef("brief", 4)], "5 and later may be on their way"
+    assert found.reply.ok
+    fleet.reported("gpu0", TaskRef("brief", 2), 5.6)
+    assert TaskRef("brief", 4) in [order.ref for order in fleet.heartbeat(beat(hears=True), 7.0).unheard]
+
+
+def test_an_order_in_hand_is_not_missed_however_long_it_waits_there() -> None:
+    fleet = hearing_fleet()
+    for second in range(5, 100, 5):
+        found = fleet.heartbeat(beat(hears=True, coming=[JOB]), float(second))
+        assert (found.reply.ok, found.unheard, found.lost) == (True, [], [])
+
+
+def test_nothing_is_handed_over_to_a_worker_that_reads_the_stream_or_was_told_to_reset() -> None:
+    fleet = fleet_with_order()
+    assert fleet.heartbeat(beat(), 5.0).unheard == []
+    fleet = hearing_fleet()
+    for second in (6.0, 7.0, 8.0):
+        found = fleet.heartbeat(beat(hears=True), second)
+    assert (found.reply.reset, found.unheard, lost(found)) == (True, [], [JOB])

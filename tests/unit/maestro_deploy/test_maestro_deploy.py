@@ -79,6 +79,17 @@ def test_clients_read_the_context_that_is_rendered(tmp_path: Path) -> None:
     assert read.ca_file is None
 
 
+def test_a_context_names_its_shard_only_where_there_are_several(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    given = {"path": str(path), "servers": ["tls://a:4222"], "user": "bob", "kind": "submitter"}
+    for shard, shown in (("0", False), ("night", True)):
+        path.write_text(_maestro_deploy.render_context({**given, "shard": shard}))
+        assert ("shard" in path.read_text()) is shown  # an older client refuses what it does not know
+        assert _client_settings.load(str(path)).shard == shard
+    with pytest.raises(_maestro_deploy.DeployRefusedError, match="shard 'a.b' must match"):
+        _maestro_deploy.render_context({**given, "shard": "a.b"})
+
+
 def test_a_first_deployment_creates_and_starts_without_calling_it_a_restart() -> None:
     want = wanted()
     plan = _maestro_deploy.plan_present(dict.fromkeys(want), want, Service())

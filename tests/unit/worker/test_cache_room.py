@@ -210,13 +210,6 @@ def test_an_attempt_goes_to_the_disk_when_it_is_told_to(
     assert TaskStore(tmp_path / "cache").place(ref, on_disk=True).path == tmp_path / "cache/tasks/a/2"
 
 
-def test_the_order_in_hand_is_noted_where_there_is_room(store: TaskStore, tmp_path: Path) -> None:
-    (tmp_path / "data/gpu0").mkdir(parents=True)
-    store.hold_order("$JS.ACK.x")
-    assert store.held_order() == "$JS.ACK.x"
-    assert (tmp_path / "data/gpu0/.order").exists()
-
-
 def test_a_directory_that_is_no_mount_is_never_full(tmp_path: Path) -> None:
     assert stores._fill_percent(tmp_path) == 0
 

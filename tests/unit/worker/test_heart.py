@@ -136,6 +136,26 @@ def test_a_stopping_worker_says_so_whatever_the_conductor_thinks() -> None:
     assert mine.heartbeat().draining
 
 
+def test_a_heartbeat_lists_what_is_in_hand_unless_it_will_never_begin() -> None:
+    mine = state()
+    mine.coming = {TaskRef("b", 1), TaskRef("a", 2), TaskRef("runs", 1)}
+    mine.running[TaskRef("runs", 1)] = Stop()
+    assert mine.heartbeat().coming == [TaskRef("a", 2), TaskRef("b", 1)]
+    mine.stuck = "a process in state D"
+    assert mine.heartbeat().coming == []
+
+
+def test_a_worker_wants_no_jobs_before_a_conductor_hands_orders_over() -> None:
+    replies = [HeartbeatReply(ok=True, lease_s=10, hands=hands) for hands in (False, True, False)]
+    heart, mine, _, _ = make(lambda s, p: replies.pop(0), lambda: 0.0)
+    found = [mine.heartbeat().draining]
+    while replies:
+        asyncio.run(heart.beat())
+        found.append(mine.heartbeat().draining)
+    assert found == [True, True, False, True]
+    assert mine.heartbeat().hears
+
+
 def test_a_heartbeat_lists_what_runs_and_what_is_not_yet_reported() -> None:
     mine = state()
     mine.unreported = {TaskRef("b", 1), TaskRef("a", 2)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from organism.bus.messages import JobSpec, Report, RunOrder, TaskRef
-from organism.worker.store import HELD_BYTES, Attempt, OutsideError, Owner, Taken, TaskStore, remove_tree
+from organism.worker.store import Attempt, OutsideError, Owner, Taken, TaskStore, remove_tree
 
 
 def order(task: str = "job", attempt: int = 1) -> RunOrder:
@@ -121,33 +121,3 @@ def test_whatever_modes_a_job_leaves_its_tree_goes_and_links_are_not_followed(tm
     remove_tree(tree)
     assert not tree.exists()
     assert (kept / "file").read_text() == "mine"
-
-
-def test_where_the_order_in_hand_is_acknowledged_survives(tmp_path: Path) -> None:
-    store = TaskStore(tmp_path)
-    assert store.held_order() == ""
-    store.hold_order("$JS.ACK.a")
-    store.hold_order("$JS.ACK.b")
-    assert TaskStore(tmp_path).held_order() == "$JS.ACK.b"
-    inode = (tmp_path / ".order").stat().st_ino
-    store.hold_order("$JS.ACK.longer.c")
-    store.hold_order("$JS.ACK.d")
-    assert store.held_order() == "$JS.ACK.d", "nothing is left of the longer one"
-    assert (tmp_path / ".order").stat().st_ino == inode, "written in place"
-
-
-@pytest.mark.parametrize("kind", ["link", "fifo", "hard link", "directory's file"])
-def test_the_order_in_hand_is_never_written_through_what_a_job_left_there(tmp_path: Path, kind: str) -> None:
-    store, held, victim = TaskStore(tmp_path), tmp_path / ".order", tmp_path / "victim"
-    victim.write_bytes(b"v" * HELD_BYTES)
-    if kind == "link":
-        held.symlink_to(victim)
-    elif kind == "fifo":
-        os.mkfifo(held)
-    elif kind == "hard link":
-        held.hardlink_to(victim)
-    else:
-        held.write_text("short")
-    store.hold_order("$JS.ACK.a")
-    assert victim.read_bytes() == b"v" * HELD_BYTES
-    assert store.held_order() == "$JS.ACK.a" and not held.is_symlink() and held.is_file()

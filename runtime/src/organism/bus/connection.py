@@ -50,6 +50,10 @@ class BusClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
+        self._unheard: set[str] = set()
+        """Subjects, in small letters, that this key may not listen to."""
+        self._heard: set[str] = set()
+        """Those that must be heard: the connection ends when they no longer may."""
         self.reconnections = 0
         """Grows with each reconnection, so that a reader can tell that its long poll died with the old one."""
         self._up = asyncio.Event()
@@ -166,6 +170,23 @@ class BusClient(Client):
         except nats.errors.Error as error:
             raise Unavailable(f"{subject}: {_text(error)}") from error
 
+    async def hear(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
+        """:meth:`listen`, and what is said from its return on is heard. Raises Refused when the key may not, and
+        Unavailable when the connection has ended."""
+        await self.listen(subject, callback)
+        trips = 0
+        while trips < 2:  # the refusal may come after the answer to the first
+            try:
+                await self.flush()
+                trips += 1
+            except (nats.errors.Error, OSError) as error:  # TimeoutError is an OSError
+                log.info("bus: %s: %s; trying again", subject, _text(error))
+                await self.wait_connected(3600.0)
+                trips = 0
+        if subject.lower() in self._unheard:
+            raise Refused(f"this key may not listen to {subject}")
+        self._heard.add(subject.lower())
+
     async def _answered(self, message: Msg) -> None:
         waiting = self._waiting.pop(message.subject, None)
         if waiting is not None and not waiting[1].done():
@@ -173,6 +194,11 @@ class BusClient(Client):
 
     def denied(self, text: str) -> None:
         """The server named a subject that this key may not use: fail whoever waits for an answer to it."""
+        if 'subscription to "' in text:
+            subject = text.split('subscription to "', 1)[1].split('"', 1)[0]
+            self._unheard.add(subject)
+            if subject in self._heard:
+                self._end(f"this key may not listen to {subject} any more")
         if 'publish to "' not in text:
             return
         subject = text.split('publish to "', 1)[1].split('"', 1)[0]
@@ -196,8 +222,12 @@ class BusClient(Client):
         now = time.monotonic()
         if self._refused_since is None:
             self._refused_since = now
-        elif now - self._refused_since >= REFUSED_FOR and self._ending is None:
-            log.error("bus: the server refuses our key: it was revoked, or replaced")
+        elif now - self._refused_since >= REFUSED_FOR:
+            self._end("the server refuses our key: it was revoked, or replaced")
+
+    def _end(self, why: str) -> None:
+        if self._ending is None:
+            log.error("bus: %s", why)
             # not from here: this runs inside the task that closing has to cancel
             self._ending = asyncio.create_task(Client.close(self))
 

@@ -36,10 +36,6 @@ class FenceBusy(Unavailable):
     """
 
 
-class ConsumerGone(BusError):
-    """The durable consumer does not exist (any more): the topology has to be applied."""
-
-
 class StreamReset(BusError):
     """A stream ends before the sequence from which it was to be read: it was deleted and made anew, or restored."""
 

@@ -204,6 +204,12 @@ class Heartbeat(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Which fields of a job this worker knows (:data:`SPEC_LEVEL`)."""
     progress: list[Progress] = []
     """Of the running attempts that say something."""
+    shard: Identifier = _bus.DEFAULT_SHARD
+    """Whose GPU it is: conductors of other shards leave it alone."""
+    coming: list[TaskRef] = []
+    """In hand and not begun yet."""
+    hears: bool = False
+    """It takes orders that are handed over; one of an earlier version reads them from the stream."""
 
 
 class HeartbeatReply(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -218,6 +224,8 @@ class HeartbeatReply(msgspec.Struct, omit_defaults=True, kw_only=True):
     """This incarnation was declared dead: take a new one."""
     drain: bool = False
     reason: str = ""
+    hands: bool = False
+    """This conductor hands orders over; one of an earlier version leaves them in the stream."""
 
 
 class Metrics(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -319,6 +327,7 @@ class Result(msgspec.Struct, omit_defaults=True, kw_only=True):
     enq_seq: int = 0
     digest: str = ""
     """Fingerprint of the submission: the same id with the same content again is the same job."""
+    shard: Identifier = _bus.DEFAULT_SHARD
 
 
 class Journal(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -354,6 +363,7 @@ class DeadLetter(msgspec.Struct, omit_defaults=True, kw_only=True):
     payload: str
     encoding: Literal["utf-8", "base64"] = "utf-8"
     enq_seq: int = 0
+    shard: Identifier = _bus.DEFAULT_SHARD
 
 
 class Control(msgspec.Struct, omit_defaults=True, kw_only=True):

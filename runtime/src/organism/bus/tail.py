@@ -15,14 +15,14 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from organism.bus.errors import NotFound, Refused, StreamReset, Unavailable
+from organism.bus.errors import BusError, NotFound, Refused, StreamReset, Unavailable
 from organism.bus.jetstream import JetStream, Stored
-from organism.bus.pull import ack_parts
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ MAX_BYTES = 32 * 1024 * 1024
 """Bytes on their way to a slow reader; above the server's ``max_payload``."""
 EXPIRES = 30.0
 HEARTBEAT = 5.0
+"""Seconds between the server's signs of life while a poll waits; two missed ones mean that the consumer is dead."""
 INACTIVE = 60.0
 """Seconds after which the server forgets the consumer of a reader that died."""
 RETRY = 0.5
@@ -47,6 +48,8 @@ class StreamTail:
     tail was opened. The iteration never ends by itself; it raises StreamReset (the stream was made anew), NotFound
     (there is no such stream), Refused, or Unavailable when the connection was closed for good.
     """
+
+    heartbeat = HEARTBEAT
 
     def __init__(
         self, js: JetStream, stream: str, *, start_seq: int = 1, filter_subjects: Sequence[str] | None = None
@@ -121,14 +124,9 @@ class StreamTail:
             self._target = last
         name = f"tail_{secrets.token_hex(8)}"
         config: dict[str, Any] = {
-            "name": name,
+            **ephemeral(name),
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self.next_seq,
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "inactive_threshold": int(INACTIVE * 1e9),
-            "mem_storage": True,
-            "num_replicas": 1,
         }
         if self.filter_subjects:
             config["filter_subjects"] = self.filter_subjects
@@ -168,10 +166,10 @@ class StreamTail:
             "batch": BATCH,
             "max_bytes": MAX_BYTES,
             "expires": int(EXPIRES * 1e9),
-            "idle_heartbeat": int(HEARTBEAT * 1e9),
+            "idle_heartbeat": int(self.heartbeat * 1e9),
         }
         self._polls[reply] = BATCH
-        self._alive_until = time.monotonic() + 2.5 * HEARTBEAT
+        self._alive_until = time.monotonic() + 2.5 * self.heartbeat
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self._consumer}"
         await self.nc.say(subject, json.dumps(body).encode(), reply=reply)
 
@@ -187,7 +185,7 @@ class StreamTail:
             self._restart("no sign of life from the server")
             return batch
         while True:
-            self._alive_until = time.monotonic() + 2.5 * HEARTBEAT
+            self._alive_until = time.monotonic() + 2.5 * self.heartbeat
             if not isinstance(item, Msg):
                 self._restart("reconnected")
                 break
@@ -245,3 +243,38 @@ class StreamTail:
         if self._consumer:
             log.info("tail of %s: starts anew at %d: %s", self.stream, self.next_seq, why)
         self._consumer = ""
+
+
+def ephemeral(name: str) -> dict[str, Any]:
+    """A consumer that lives in the server's memory and of which nothing is ever written: no acknowledgements."""
+    return {
+        "name": name,
+        "ack_policy": "none",
+        "replay_policy": "instant",
+        "inactive_threshold": int(INACTIVE * 1e9),
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+
+
+@dataclass(frozen=True)
+class AckParts:
+    num_delivered: int
+    stream_seq: int
+    consumer_seq: int
+    time: float
+    pending: int
+
+
+def ack_parts(reply: str) -> AckParts:
+    """The numbers in an acknowledgement subject. Raises BusError.
+
+    ``$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<ns>.<pending>``, or the longer form with
+    domain and account hash after ``ACK`` (ADR-15).
+    """
+    tokens = reply.split(".")
+    if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
+        raise BusError(f"not an acknowledgement subject: {reply!r}")
+    numbers = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
+    delivered, stream_seq, consumer_seq, nanoseconds, pending = (int(number) for number in numbers)
+    return AckParts(delivered, stream_seq, consumer_seq, nanoseconds / 1e9, pending)

@@ -21,32 +21,14 @@ class TopologyRefused(BusError):
 
 
 async def read(js: JetStream, wanted: _bus.Topology) -> _bus.Topology:
-    """The whole configurations of those streams that exist, and of all named consumers of the run kind in them."""
+    """The whole configurations of those streams that exist."""
     streams: dict[str, dict[str, Any]] = {}
-    consumers: dict[str, dict[str, dict[str, Any]]] = {}
     for name in wanted.streams:
         try:
             streams[name] = (await js.info(name))["config"]
         except NotFound:
             continue
-        if name in wanted.consumers:
-            consumers[name] = await _consumers(js, name)
-    return _bus.Topology(streams, consumers)
-
-
-async def _consumers(js: JetStream, stream: str) -> dict[str, dict[str, Any]]:
-    """Consumers of GPUs only: the tails of running conductors are not ours to judge."""
-    found: dict[str, dict[str, Any]] = {}
-    offset = 0
-    while True:
-        page = await js.api(f"CONSUMER.LIST.{stream}", {"offset": offset})
-        rows = page.get("consumers") or []
-        for row in rows:
-            if row["name"].startswith(_bus.run_consumer("")):
-                found[row["name"]] = row["config"]
-        offset += len(rows)
-        if not rows or offset >= int(page.get("total", 0)):
-            return found
+    return _bus.Topology(streams)
 
 
 async def carry_out(js: JetStream, plan: Plan, *, patience: float = 30.0) -> None:

@@ -7,6 +7,10 @@ much space there is by then: publishers see no answer, its process lives on, and
 with 2.15.1; its /healthz then answers 503 with the write error). Nothing is acknowledged meanwhile, so nothing is lost
 but time.
 
+Asked to end in that state it may never do so (seen with 2.15.1: the signal was taken, the process lived on, and so did
+the complaint of its /healthz). So it is killed, and systemd starts it anew: it has nothing left to write, and what it
+had acknowledged is on the disk.
+
 At its start nats-server tries its store with an empty directory ``_test_<number>``. Killed in that moment it leaves it
 behind, and takes it for an account that it cannot find: /healthz then says that, and nothing else any more, not even a
 write error. The watch removes it.
@@ -40,6 +44,8 @@ SPACING = 20.0
 REMIND = 60.0
 """Seconds between two lines about the same trouble."""
 ANSWER_WITHIN = 3.0
+RESTART = ("systemctl", "kill", "--signal=KILL", "nats-server.service")
+"""Its unit has ``Restart=always``."""
 RESTART_WITHIN = 120.0
 _WRITE_TROUBLE = ("write error", "no space left", "insufficient storage", "jetstream disabled", "jetstream not enabled")
 

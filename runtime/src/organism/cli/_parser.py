@@ -121,6 +121,13 @@ def _common(*, top: bool) -> Parser:
         "--context", dest="context", metavar="FILE", default=default(None), help="read this client.toml alone"
     )
     group.add_argument(
+        "--shard",
+        dest="shard",
+        metavar="NAME",
+        default=default(None),
+        help="the share of the queue to work with, where a pool has several (default: as set up, else 0)",
+    )
+    group.add_argument(
         "--patience",
         dest="patience",
         metavar="S",

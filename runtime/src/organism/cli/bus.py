@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``organism-bus``: keys, streams and consumers of the bus. Exit codes: 0 fine, 1 it failed, 2 wrong usage."""
+"""``organism-bus``: keys and streams of the bus. Exit codes: 0 fine, 1 it failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ API_TIMEOUT = 20.0
 
 def parser() -> argparse.ArgumentParser:
     """The command line; also read by the documentation and the shell completion."""
-    top = argparse.ArgumentParser(prog="organism-bus", description="Keys, streams and consumers of the GPU pool's bus.")
+    top = argparse.ArgumentParser(prog="organism-bus", description="Keys and streams of the GPU pool's bus.")
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         _json(one)
         one.set_defaults(run=_key)
 
-    declared = verbs.add_parser("topology", help="streams, buckets and consumers").add_subparsers(
+    declared = verbs.add_parser("topology", help="streams and buckets").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
     for action, text in (
@@ -53,14 +53,10 @@ def parser() -> argparse.ArgumentParser:
         ("absent", "remove the streams with all jobs and results"),
     ):
         one = declared.add_parser(action, help=text)
-        one.add_argument(
-            "--gpus", type=_identifiers, default=[], metavar="ID,ID", help="logical ids of the pool's GPUs"
-        )
         one.add_argument("--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of each stream (default 1)")
         one.add_argument(
             "--limits", type=_limits, default=_bus.Limits(), metavar="JSON", help='sizes and ages: {"queue_bytes": ...}'
         )
-        one.add_argument("--prune", action="store_true", help="also remove consumers of GPUs that are not named")
         if action == "absent":
             one.add_argument("--purge", action="store_true", help="yes, destroy all jobs and results")
             one.add_argument("--dry-run", action="store_true", help="only show what would be removed")
@@ -88,9 +84,9 @@ def parser() -> argparse.ArgumentParser:
     guard.add_argument(
         "--restart",
         nargs=argparse.REMAINDER,
-        default=["systemctl", "restart", "nats-server.service"],
+        default=watch.RESTART,
         metavar="WORD",
-        help="the command that restarts it, last (default: systemctl restart nats-server.service)",
+        help=f"the command that ends it so that it is started anew, last (default: {' '.join(watch.RESTART)})",
     )
     guard.set_defaults(run=_watch)
     return top
@@ -112,10 +108,6 @@ def _connection(one: argparse.ArgumentParser) -> None:
     one.add_argument("--as", dest="label", default="admin.setup", metavar="KIND.NAME", help="whose key it is")
     one.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="give up after (default 30)")
     _json(one)
-
-
-def _identifiers(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
 
 
 def _limits(text: str) -> _bus.Limits:
@@ -220,7 +212,7 @@ async def _info(options: argparse.Namespace, js: JetStream) -> int:
 async def _streams(options: argparse.Namespace, js: JetStream) -> int:
     await _settled(js, options.timeout)
     rows = []
-    for name in _bus.topology([]).streams:
+    for name in _bus.topology().streams:
         info = await js.info(name)
         state, config = info["state"], info["config"]
         rows.append(
@@ -246,11 +238,7 @@ async def _streams(options: argparse.Namespace, js: JetStream) -> int:
 
 
 def _topology(options: argparse.Namespace) -> int:
-    try:
-        wanted = _bus.topology(options.gpus, replicas=options.replicas, limits=options.limits)
-    except ValueError as error:
-        print(f"organism-bus: {error}", file=sys.stderr)
-        return 2
+    wanted = _bus.topology(replicas=options.replicas, limits=options.limits)
     dry = options.action == "plan" or (options.action == "absent" and options.dry_run)
     if options.action == "absent" and not options.purge and not dry:
         print("organism-bus: this destroys all jobs and results; say --purge if that is meant", file=sys.stderr)
@@ -259,10 +247,7 @@ def _topology(options: argparse.Namespace) -> int:
     async def verb(options: argparse.Namespace, js: JetStream) -> int:
         await _settled(js, options.timeout)
         current = await topology.read(js, wanted)
-        if options.action == "absent":
-            plan = _bus_plan.plan_absent(current, wanted)
-        else:
-            plan = _bus_plan.plan(current, wanted, prune=options.prune)
+        plan = (_bus_plan.plan_absent if options.action == "absent" else _bus_plan.plan)(current, wanted)
         refused = bool(plan.refusals)
         if not dry and not refused:
             await topology.carry_out(js, plan)
@@ -282,14 +267,12 @@ def report(plan: _bus_plan.Plan) -> dict[str, Any]:
         "message": plan.difference.message,
         "changes": [dataclasses.asdict(change) for change in plan.difference.changes],
         "refusals": plan.refusals,
-        "kept": plan.kept,
     }
 
 
 def _told(plan: _bus_plan.Plan) -> str:
     lines = [str(change) for change in plan.difference.changes] or [Difference().message]
     lines += [f"refused: {text}" for text in plan.refusals]
-    lines += [f"kept: consumer {name} of a GPU that is not named (--prune removes it)" for name in plan.kept]
     return "\n".join(lines)
 
 

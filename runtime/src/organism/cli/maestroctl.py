@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _connected(arguments: argparse.Namespace, output: Output) -> int:
     listen = arguments.operation != "submit" or arguments.wait
-    async with AsyncMaestro(context=arguments.context, patience=arguments.patience, listen=listen) as maestro:
+    async with AsyncMaestro(
+        context=arguments.context, shard=arguments.shard, patience=arguments.patience, listen=listen
+    ) as maestro:
         return await OPERATIONS[arguments.operation](maestro, arguments, output)
 
 

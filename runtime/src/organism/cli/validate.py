@@ -55,6 +55,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--context", metavar="FILE", help="read this client.toml alone")
+    parser.add_argument("--shard", metavar="NAME", help="the share of the queue to prove, where a pool has several")
     parser.add_argument(
         "--patience",
         metavar="S",
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _validate(arguments: argparse.Namespace, report: Report) -> None:
-    async with AsyncMaestro(context=arguments.context, patience=arguments.patience) as maestro:
+    async with AsyncMaestro(context=arguments.context, shard=arguments.shard, patience=arguments.patience) as maestro:
         await Validation(maestro, report, limit=arguments.job_limit, gpus=arguments.gpus).run()
 
 

@@ -22,7 +22,7 @@ from organism.client._requests import build_request
 from organism.client._results import LogChunk, Result
 from organism.client._submitting import Accepted, Submitter, array, build
 from organism.client._waiting import Waiter
-from organism.core._client_settings import ClientSettings, ClientSettingsError, load
+from organism.core._client_settings import ClientSettings, ClientSettingsError, in_shard, load
 
 Stream = Literal["stdout", "stderr"]
 
@@ -36,7 +36,8 @@ class AsyncMaestro:
     """A connection to the pool as one user.
 
     Without arguments the settings are those of ``client.toml`` and the environment (docs/client.md); ``context`` names
-    a settings file to be used alone. ``patience`` is how many seconds calls wait for a bus or conductor that is away.
+    a settings file to be used alone, and ``shard`` the share of the queue to work with, where a pool has several.
+    ``patience`` is how many seconds calls wait for a bus or conductor that is away.
     ``listen=False`` spares the subscription to results in a program that only submits. All calls raise
     :class:`MaestroError` or one of its kinds.
     """
@@ -46,14 +47,17 @@ class AsyncMaestro:
         settings: ClientSettings | None = None,
         *,
         context: str | None = None,
+        shard: str | None = None,
         patience: float = PATIENCE,
         listen: bool = True,
     ) -> None:
-        if settings is None:
-            try:
+        try:
+            if settings is None:
                 settings = load(context)
-            except ClientSettingsError as error:
-                raise MaestroError(str(error), code="settings") from error
+            if shard is not None:
+                settings = in_shard(settings, shard, "the argument")
+        except ClientSettingsError as error:
+            raise MaestroError(str(error), code="settings") from error
         self.settings = settings
         self._link = Link(settings, patience=patience)
         self._waiter = Waiter(self._link)

@@ -48,10 +48,10 @@ class Link:
     nc: BusClient
     js: JetStream
 
-    def __init__(self, settings: ClientSettings, *, patience: float, shard: str = _bus.DEFAULT_SHARD) -> None:
+    def __init__(self, settings: ClientSettings, *, patience: float) -> None:
         self.settings = settings
         self.patience = patience
-        self.shard = shard
+        self.shard = settings.shard
 
     async def open(self) -> None:
         """Connect. Raises BusUnreachableError or AccessDeniedError."""
@@ -82,6 +82,11 @@ class Link:
     def where(self) -> str:
         return ", ".join(self.settings.servers)
 
+    @property
+    def _of_shard(self) -> str:
+        """For messages; who works with the default one need not know that there are others."""
+        return "" if self.shard == _bus.DEFAULT_SHARD else f" of shard {self.shard}"
+
     def denied(self, error: Refused) -> AccessDeniedError:
         user, key = self.settings.user, self.settings.nkey_file
         held = f"the key {key}" if key else "a connection without a key"
@@ -95,8 +100,9 @@ class Link:
                 " Next: `systemctl status nats-server` on its host, then try again"
             )
         return ConductorUnreachableError(
-            f"no conductor answers on the bus at {self.where} ({waited:.0f} s); accepted jobs are safe on the bus and"
-            " go on when one is back. Next: `systemctl status maestro` and `journalctl -u maestro -n 50` on its host"
+            f"no conductor{self._of_shard} answers on the bus at {self.where} ({waited:.0f} s); accepted jobs are safe"
+            " on the bus and go on when one is back. Next: `systemctl status maestro` and"
+            " `journalctl -u maestro -n 50` on its host"
         )
 
     async def rpc(

@@ -33,10 +33,11 @@ class Maestro:
         settings: ClientSettings | None = None,
         *,
         context: str | None = None,
+        shard: str | None = None,
         patience: float = PATIENCE,
         listen: bool = True,
     ) -> None:
-        self._aio = AsyncMaestro(settings, context=context, patience=patience, listen=listen)
+        self._aio = AsyncMaestro(settings, context=context, shard=shard, patience=patience, listen=listen)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="organism-client", daemon=True)
         self._thread.start()

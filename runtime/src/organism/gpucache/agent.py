@@ -26,7 +26,7 @@ from organism.bus.connection import connect
 from organism.bus.errors import BusError
 from organism.core import _gpucache as gpucache
 from organism.core import _ramlayer as ramlayer
-from organism.core._bus import is_identifier
+from organism.core._bus import inbox_prefix, is_identifier
 from organism.core._keyvalue import Settings, SettingsError
 from organism.core._root import Root
 from organism.gpucache import messages
@@ -134,7 +134,7 @@ class Agent:
                 outcome = await self._one(work, gpu)
             else:
                 return  # another host's
-        if message.reply and time.monotonic() - began < REPLY_SECONDS:
+        if message.reply.startswith(inbox_prefix("")) and time.monotonic() - began < REPLY_SECONDS:
             await self._say(message.reply, outcome)
 
     async def _one(self, work: str, gpu: str) -> messages.Outcome:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import msgspec
 
 from organism.bus import messages
 from organism.bus.connection import BusClient
+from organism.bus.errors import BusError
 from organism.bus.jetstream import JetStream
 from organism.bus.messages import TaskRef
 from organism.core import _bus
@@ -31,8 +32,9 @@ from organism.maestro.ledger import WAITING, Job, RunRecord
 from organism.maestro.outcome import Final
 from organism.maestro.scheduler import Choice
 from organism.maestro.site import Site
+from organism.maestro.slices import sliced
 from organism.maestro.takeover import Fences, Inheritance
-from organism.maestro.workers import Gang
+from organism.maestro.workers import Gang, Gpu, Order
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class _Dispatch(msgspec.Struct, kw_only=True):
 
 
 class Conductor(Endings):
-    """Construct it with what was inherited, then :meth:`start`; :attr:`ended` is set when the term is over."""
+    """:meth:`inherit` what a former one left, then :meth:`start`; :attr:`ended` is set when the term is over."""
 
     def __init__(
         self, nc: BusClient, js: JetStream, site: Site, clock: Clock, epoch: int, fences: Fences, left: Inheritance
@@ -70,13 +72,20 @@ class Conductor(Endings):
         self._deadlines: list[tuple[float, int]] = []
         self._deadline = Alarm(clock, self._on_deadline)
         self._pump_asked = False
-        self._inherit(left)
 
-    def _inherit(self, left: Inheritance) -> None:
+    async def inherit(self, left: Inheritance) -> None:
+        """Take over what was left; call it before :meth:`start`, which sets the alarms."""
         now = self.clock.now()
-        for result, size in left.finished:
+        async for result, size in sliced(left.finished):
             self.archive.add(result, size, counted=False)
-        for job in self.ledger.assigned():
+        async for job in sliced(self.ledger.jobs.values()):
+            self._watch_deadline(job)
+            if job.phase == "waiting":
+                # of those that were never started and wait for others it is not known yet whether they may run
+                # (organism.maestro.term)
+                if job.attempt or not (job.after or job.unique):
+                    self.scheduler.add(job, now)
+                continue
             assert job.gpu is not None
             self.fleet.restore(job.gpu, job.incarnation, TaskRef(job.task_id, job.attempt), job.seq, now)
             self.shares.started(job, now)
@@ -85,20 +94,18 @@ class Conductor(Endings):
         for ref, (gpu_id, incarnation, others, until) in left.ledger.orphans.items():
             grace = self.site.settings.number("TIMEOUT_GRACE_SEC")
             self.fleet.hold(ref, Gang(gpu_id, incarnation, others, until + grace, orphan=True))
-        for job in self.ledger.waiting():
-            if job.attempt or not (job.after or job.unique):
-                self.scheduler.add(job, now)
-            # of the others it is not known yet whether they may run (organism.maestro.term)
-        for job in self.ledger.jobs.values():
-            self._watch_deadline(job)
-        for seq in left.retire:
+        async for seq in sliced(left.retire):
             self.janitor.retire(seq)
 
     def start(self) -> None:
         super().start()
+        self._set_alarms()
+
+    def _set_alarms(self) -> None:
         self._timer.at(self.scheduler.next_timer())
         self._expiry.at(self.fleet.next_expiry())
         self._overrun.at(self._overruns[0][0] if self._overruns else None)
+        self._deadline.at(self._deadlines[0][0] if self._deadlines else None)
 
     async def stop(self, *, finish: bool) -> None:
         for alarm in (self._timer, self._expiry, self._overrun, self._deadline):
@@ -107,17 +114,41 @@ class Conductor(Endings):
 
     # ---- timers ------------------------------------------------------------------------------------------------------
 
+    def resume(self) -> None:
+        """The lease had lapsed and is ours again: who was not heard meanwhile may have spoken in vain.
+
+        It was we who had no processor or no connection. So every silence begins anew, as after a takeover, and who is
+        late gets the time to say so.
+        """
+        now = self.clock.now()
+        ttl = self.fleet.limits.heartbeat_ttl
+        for gpu in self.fleet.gpus.values():
+            gpu.expected_since = now
+        self._overruns = [(max(when, now + ttl), seq, attempt) for when, seq, attempt in self._overruns]
+        heapq.heapify(self._overruns)
+        self._set_alarms()
+        self.pump()
+
     def _on_timer(self) -> float | None:
+        if not self.leads():
+            return None  # see resume
         now = self.clock.now()
         if self.scheduler.wake(now):
             self.pump()
+        whys: dict[Hashable, str] = {}
         for job in self.scheduler.overdue(now):
-            _, why = self.scheduler.why(job, now)
+            kind = self.scheduler.kind(job)
+            why = whys.get(kind)
+            if why is None:
+                _, why = self.scheduler.why(job, now)
+                whys[kind] = why
             if not any(step.state == "waiting_gpu" and step.attempt == job.attempt for step in job.steps):
                 self.feed.event(job.event(WAITING, "waiting_gpu", now, reason=why))
         return self.scheduler.next_timer()
 
     def _on_expiry(self) -> float | None:
+        if not self.leads():
+            return None
         now = self.clock.now()
         for gpu, lost in self.fleet.expire(now):
             ttl = self.fleet.limits.heartbeat_ttl
@@ -141,6 +172,8 @@ class Conductor(Endings):
         self._overrun.at(when)
 
     def _on_overrun(self) -> float | None:
+        if not self.leads():
+            return None
         now = self.clock.now()
         while self._overruns and self._overruns[0][0] <= now:
             _, seq, attempt = heapq.heappop(self._overruns)
@@ -163,6 +196,8 @@ class Conductor(Endings):
             self._deadline.at(job.deadline)
 
     def _on_deadline(self) -> float | None:
+        if not self.leads():
+            return None
         now = self.clock.now()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, seq = heapq.heappop(self._deadlines)
@@ -217,7 +252,7 @@ class Conductor(Endings):
     def _pump(self) -> None:
         self._pump_asked = False
         now = self.clock.now()
-        if self.ended.is_set() or now < self._paused_until:
+        if self.ended.is_set() or now < self._paused_until or not self.leads():
             return
         for choice in self.scheduler.decide(now):
             job, gpu, _ = choice
@@ -254,15 +289,18 @@ class Conductor(Endings):
             also=list(job.also),
             on_disk=job.on_disk,
         )
+        data = messages.encode(order)
 
         def done(result: Outcome) -> None:
-            self._dispatched(choice, TaskRef(job.task_id, attempt), incarnation, now, result)
+            self._dispatched(choice, TaskRef(job.task_id, attempt), incarnation, now, result, data)
             if isinstance(result, int):
                 self.tally.dispatched(job, ready, now, self.clock.now())
 
-        self.queue.put(_bus.run_subject(gpu.id), messages.encode(order), f"run:{job.seq}:{attempt}", done)
+        self.queue.put(_bus.run_subject(gpu.id), data, f"run:{job.seq}:{attempt}", done)
 
-    def _dispatched(self, choice: Choice, ref: TaskRef, incarnation: str, now: float, result: Outcome) -> None:
+    def _dispatched(
+        self, choice: Choice, ref: TaskRef, incarnation: str, now: float, result: Outcome, data: bytes
+    ) -> None:
         job, gpu, reason = choice
         job.busy = ""
         if not isinstance(result, int):
@@ -296,9 +334,26 @@ class Conductor(Endings):
                 self.release(gpu.id, ref)
                 self.lose(gpu, [order], f"the worker of {gpu.id} started anew or died while it was given the job")
             elif order.running:
-                # the heartbeat of a quick worker came before the server's answer to the dispatch
+                # the heartbeat of a quick worker of an earlier version came before the server's answer to the dispatch
                 self.feed.event(job.running_event(self.clock.now()))
+            elif gpu.hears:
+                order.handed = order.since
+                self.outbox.send(_bus.order_subject(gpu.id, self.epoch), data)
         self._then_after(job)
+
+    async def hand_over_again(self, gpu: Gpu, order: Order) -> None:
+        """The worker does not know of an order: it got lost with a connection, or with an earlier conductor."""
+        job = self.ledger.jobs.get(order.seq)
+        if job is None or job.attempt != order.ref.attempt or job.phase != "assigned":
+            return
+        try:
+            stored = await self.js.get(_bus.STREAM_WQ, job.records[-1])
+        except BusError as problem:
+            log.info("job %s: its order cannot be read, the next heartbeat asks again: %s", job.task_id, problem)
+            return
+        if stored is not None and gpu.orders.get(order.ref) is order and self.leads():
+            log.info("job %s: %s does not know of attempt %d: told again", job.task_id, gpu.id, job.attempt)
+            self.outbox.send(_bus.order_subject(gpu.id, self.epoch), stored.data)
 
     # ---- cancel ------------------------------------------------------------------------------------------------------
 

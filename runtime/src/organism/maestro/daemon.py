@@ -81,19 +81,20 @@ def load(path: str) -> tuple[Loaded, _policy.Policy, _limits.Limits]:
     return loaded, policy, _limits.load(Root(), loaded.settings.text("LIMITS_FILE"))
 
 
-def site_of(loaded: Loaded, policy: _policy.Policy, limits: _limits.Limits) -> Site:
+def sites_of(loaded: Loaded, policy: _policy.Policy, limits: _limits.Limits) -> list[Site]:
+    """One for each shard, the first one's first."""
     settings = loaded.settings
     name = settings.text("NAME") or socket.gethostname().split(".", 1)[0]
     if not _bus.is_identifier(name):
         raise SettingsError([f"the host's name {name!r} is no component's name; set NAME"])
-    return Site(settings, policy, limits, name, settings.text("SHARD"), VERSION)
+    return [Site(settings, policy, limits, name, shard, VERSION) for shard in settings.words("SHARD")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
         loaded, policy, limits = load(options.config)
-        site = site_of(loaded, policy, limits)
+        sites = sites_of(loaded, policy, limits)
     except OSError as problem:
         print(f"organism-maestro: {problem.filename}: {problem.strerror}", file=sys.stderr)  # noqa: T201 - no log yet
         return 2
@@ -101,34 +102,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in problem.problems:
             print(f"organism-maestro: {line}", file=sys.stderr)  # noqa: T201 - no log yet
         return 2
-    log_to_stderr(site.settings.text("LOG_FORMAT"), site.settings.text("LOG_LEVEL"))
+    settings = loaded.settings
+    log_to_stderr(settings.text("LOG_FORMAT"), settings.text("LOG_LEVEL"))
     for notice in loaded.notices:
         log.warning("%s", notice)
     if options.check_config:
-        files = (options.config, *(site.settings.text(key) for key in ("POLICY_FILE", "LIMITS_FILE")))
+        files = (options.config, *(settings.text(key) for key in ("POLICY_FILE", "LIMITS_FILE")))
         log.info("%s are good", ", ".join(files))
         return 0
-    return asyncio.run(serve(site))
+    return asyncio.run(serve(sites))
 
 
-async def serve(site: Site) -> int:
-    """Conduct until told to stop; returns the exit code."""
+async def serve(sites: Sequence[Site]) -> int:
+    """Conduct these shards until told to stop; returns the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    settings = site.settings
+    settings, name = sites[0].settings, sites[0].name
     closed = asyncio.Event()
 
     def on_closed() -> None:
         closed.set()
         stop.set()
 
-    log.info("organism-maestro %s, conductor %s of shard %s", VERSION, site.name, site.shard)
+    log.info("organism-maestro %s, conductor %s of shard %s", VERSION, name, ", ".join(site.shard for site in sites))
     connecting = asyncio.create_task(
         connect(
             servers=settings.words("NATS_URL"),
-            label=_bus.Component("conductor", site.name).label,
+            label=_bus.Component("conductor", name).label,
             nkey_file=settings.text("NKEY_FILE") or None,
             ca_file=settings.text("CA_FILE") or None,
             on_closed=on_closed,
@@ -147,15 +149,12 @@ async def serve(site: Site) -> int:
         return 1
     finally:
         stopping.cancel()
-    status = _Status(site)
+    status = _Status(sites)
     port = exporter.MetricsPort(settings.integer("METRICS_PORT"), status.metrics)
     await port.open()
     watchdog = asyncio.create_task(status.run(), name="status")
     try:
-        code = await _terms(nc, site, stop, status)
-    except BusError as problem:
-        log.error("%s", problem)
-        code = 1
+        code = await _conduct(nc, sites, stop, status)
     finally:
         sdnotify.notify("STOPPING=1")
         watchdog.cancel()
@@ -164,12 +163,31 @@ async def serve(site: Site) -> int:
     return 1 if closed.is_set() else code
 
 
-async def _terms(nc: BusClient, site: Site, stop: asyncio.Event, status: _Status) -> int:
-    owner = f"{site.name} ({socket.gethostname()}:{os.getpid()})"
+async def _conduct(nc: BusClient, sites: Sequence[Site], stop: asyncio.Event, status: _Status) -> int:
+    """All shards side by side, on one connection; when one of them cannot be conducted at all the process ends.
+
+    A shard that is not the first is left to its own conductor for a while when nobody has it: it may just be starting.
+    """
     sdnotify.notify("READY=1", "STATUS=standing by")
+    leave = sites[0].settings.number("LEASE_TTL_SEC")
+
+    async def one(number: int, site: Site) -> int:
+        try:
+            return await _terms(nc, site, stop, status, leave=leave if number else 0.0)
+        except BusError as problem:
+            log.error("shard %s: %s", site.shard, problem)
+            return 1
+        finally:
+            stop.set()
+
+    return max(await asyncio.gather(*(one(number, site) for number, site in enumerate(sites))))
+
+
+async def _terms(nc: BusClient, site: Site, stop: asyncio.Event, status: _Status, *, leave: float = 0.0) -> int:
+    owner = f"{site.name} ({socket.gethostname()}:{os.getpid()})"
     while not stop.is_set():
-        status.conductor = None
-        term = Term(nc, site, owner=owner, on_lead=status.leads)
+        status.conductors.pop(site.shard, None)
+        term = Term(nc, site, owner=owner, on_lead=status.leads, leave=leave)
         running = asyncio.create_task(term.run(stop), name="term")
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -202,12 +220,13 @@ def _passes(problem: BusError) -> bool:
 class _Status:
     """Tells the service manager that the event loop turns, and what it does."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.conductor: Conductor | None = None
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.sites = sites
+        self.conductors: dict[str, Conductor] = {}
+        """By shard; some may have ended."""
 
     def leads(self, conductor: Conductor) -> None:
-        self.conductor = conductor
+        self.conductors[conductor.site.shard] = conductor
 
     async def run(self) -> None:
         interval = sdnotify.watchdog_interval()
@@ -216,15 +235,17 @@ class _Status:
             sdnotify.notify(*lines, f"STATUS={self._text()}")
             await asyncio.sleep(min(interval or STATUS_EVERY, STATUS_EVERY))  # the rhythm is the purpose
 
-    def metrics(self) -> str:
-        return exposition.render(exporter.families(self.conductor, self.site))
+    async def metrics(self) -> str:
+        parts = [await exporter.families(self.conductors.get(site.shard), site) for site in self.sites]
+        return exposition.render(exporter.together(parts))
 
     def _text(self) -> str:
-        conductor = self.conductor
-        if conductor is None or conductor.ended.is_set():
-            return "standing by"
-        found = telemetry.counts(conductor)
-        return f"leading shard {self.site.shard}: {found['qsize']} waiting, {found['inflight']} in flight"
+        lines = []
+        for shard, conductor in self.conductors.items():
+            if not conductor.ended.is_set():
+                found = telemetry.counts(conductor)
+                lines.append(f"leading shard {shard}: {found['qsize']} waiting, {found['inflight']} in flight")
+        return "; ".join(lines) or "standing by"
 
 
 if __name__ == "__main__":

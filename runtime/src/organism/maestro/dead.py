@@ -35,7 +35,8 @@ class Dead:
         self.conductor = conductor
 
     def _may(self, user: str, letter: DeadLetter) -> bool:
-        return user == letter.user or self.conductor.site.policy.is_operator(user)
+        site = self.conductor.site
+        return letter.shard == site.shard and (user == letter.user or site.policy.is_operator(user))
 
     async def letters(self, user: str, request: DeadListRequest) -> DeadListReply:
         js = self.conductor.js

@@ -63,7 +63,7 @@ class Endings(Leading):
         gpu_id = job.gpu
         if gpu_id is not None and not self.ended.is_set():
             order = Order(job.seq, TaskRef(job.task_id, attempt), 0.0)
-            self.lose(self.fleet.gpu(gpu_id), [order], "its end could not be stored before")
+            self.lose(self.fleet.gpus.get(gpu_id) or Gpu(gpu_id), [order], "its end could not be stored before")
 
     def _bare(self, job: Job) -> dict[str, Any]:
         return {"task_id": job.task_id, "gpu_id": job.gpu, "type": job.type}
@@ -135,7 +135,8 @@ class Endings(Leading):
 
     async def bury(self, submission: Submission, reason: str) -> None:
         """Store a dead letter; waits while ORG_DLQ is full."""
-        data = messages.encode(letter(submission, reason, self.clock.stamp(), self.nc.max_payload))
+        dead = letter(submission, reason, self.clock.stamp(), self.nc.max_payload, self.site.shard)
+        data = messages.encode(dead)
         while True:
             try:
                 await self.dead.write(_bus.dead_subject(submission.task_id), data, f"dead:{submission.seq}")
@@ -164,6 +165,7 @@ class Endings(Leading):
             history=job.history(),
             enq_seq=job.seq,
             digest=job.digest,
+            shard=self.site.shard,
         )
         data = self.fitted(result)
 
@@ -176,8 +178,8 @@ class Endings(Leading):
                 self.finished(job.seq, result, len(data), event)
                 then("stored")
             else:
-                job.steps.remove(event)
-                job.state, job.since, job.reason = before
+                job.steps = tuple(step for step in job.steps if step is not event)
+                job.enter(*before)
                 self._trouble(stored, f"result of {job.task_id}")
                 self.wait(job)
                 then("not stored")

@@ -29,7 +29,7 @@ def ended(info: JobInfo) -> ExplainReply:
     )
 
 
-def explain(conductor: Conductor, job: Job, info: JobInfo, visible: dict[str, str]) -> ExplainReply:
+async def explain(conductor: Conductor, job: Job, info: JobInfo, visible: dict[str, str]) -> ExplainReply:
     """Of an unfinished job. ``visible``: the states of the jobs it waits for, as far as the asker may know."""
     now, scheduler = conductor.clock.now(), conductor.scheduler
     reply = ExplainReply(
@@ -56,7 +56,7 @@ def explain(conductor: Conductor, job: Job, info: JobInfo, visible: dict[str, st
     reply.gpus = [
         _candidate(scheduler, job, gpu, now) for gpu in sorted(conductor.fleet.gpus.values(), key=lambda gpu: gpu.id)
     ]
-    ahead = scheduler.ahead(job)
+    ahead = await scheduler.ahead(job)
     reply.ahead, reply.ahead_by_user = len(ahead), dict(Counter(other.user for other in ahead).most_common(10))
     reply.order = _order(scheduler)
     reply.next = _next(reply, job)

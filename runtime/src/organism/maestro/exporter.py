@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 
 from organism import exposition
 from organism.bus.messages import FINAL_STATES
 from organism.exposition import Family, Sample, gauge
 from organism.maestro.conductor import Conductor
 from organism.maestro.site import Site
+from organism.maestro.slices import still
 from organism.maestro.tally import PREFIX
 from organism.maestro.workers import Gpu
 
@@ -30,11 +32,20 @@ STATES = ("enqueued", "waiting_gpu", "scheduled", "running", "retry")
 REQUEST_LIMIT = 8192
 """Bytes of a request's head."""
 PATIENCE = 5.0
-"""Seconds that a scraper has to say what it wants and to take the answer."""
+"""Seconds that a scraper has to say what it wants, and as many to take the answer."""
 
 
-def families(conductor: Conductor | None, site: Site) -> list[Family]:
-    """All metrics at this moment; of a standby only that it is one."""
+def together(parts: Iterable[list[Family]]) -> list[Family]:
+    """The metrics of several shards: each family once, with the samples of all."""
+    found: dict[str, Family] = {}
+    for family in (family for part in parts for family in part):
+        before = found.get(family.name)
+        found[family.name] = replace(family, samples=before.samples + family.samples) if before else family
+    return list(found.values())
+
+
+async def families(conductor: Conductor | None, site: Site) -> list[Family]:
+    """All metrics of a shard at about this moment; of a standby only that it is one."""
     common = {"shard": site.shard}
     leads = conductor is not None and not conductor.ended.is_set()
     found = [
@@ -46,15 +57,15 @@ def families(conductor: Conductor | None, site: Site) -> list[Family]:
     ]
     if conductor is None or not leads:
         return found
-    return [*found, *_queue(conductor, common), *_gpus(conductor, common), *conductor.tally.families(common)]
+    return [*found, *await _queue(conductor, common), *_gpus(conductor, common), *conductor.tally.families(common)]
 
 
-def _queue(conductor: Conductor, common: dict[str, str]) -> list[Family]:
+async def _queue(conductor: Conductor, common: dict[str, str]) -> list[Family]:
     now, paused = conductor.clock.now(), conductor.scheduler.paused
     states: Counter[str] = Counter()
     waiting: Counter[tuple[str, str]] = Counter()
     oldest: float | None = None
-    for job in conductor.ledger.jobs.values():
+    async for job in still(conductor.ledger):
         states[job.state] += 1
         if job.phase == "waiting":
             waiting[job.queue, job.type] += 1
@@ -136,7 +147,7 @@ def _gpus(conductor: Conductor, common: dict[str, str]) -> list[Family]:
 class MetricsPort:
     """A server that knows one page, ``/metrics``, for HTTP/1.0 and 1.1; each connection is good for one request."""
 
-    def __init__(self, port: int, text: Callable[[], str]) -> None:
+    def __init__(self, port: int, text: Callable[[], Awaitable[str]]) -> None:
         self.port = port
         self._text = text
         self._server: asyncio.Server | None = None
@@ -160,20 +171,21 @@ class MetricsPort:
         try:
             async with asyncio.timeout(PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._answer(head.split(b"\r\n", 1)[0].split(b" ")))
+            writer.write(await self._answer(head.split(b"\r\n", 1)[0].split(b" ")))
+            async with asyncio.timeout(PATIENCE):
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             log.debug("a question for metrics that was none")
         finally:
             writer.close()
 
-    def _answer(self, words: list[bytes]) -> bytes:
+    async def _answer(self, words: list[bytes]) -> bytes:
         method, path = words[0], words[1].split(b"?", 1)[0] if len(words) > 1 else b""
         if method not in (b"GET", b"HEAD"):
             return _page("405 Method Not Allowed", "only GET\n", method)
         if path != b"/metrics":
             return _page("404 Not Found", "metrics are at /metrics\n", method)
-        return _page("200 OK", self._text(), method)
+        return _page("200 OK", await self._text(), method)
 
 
 def _page(status: str, text: str, method: bytes) -> bytes:

@@ -44,8 +44,9 @@ async def history(conductor: Conductor, user: str, request: HistoryRequest) -> H
                 continue
             if stored.time < since:
                 return HistoryReply(jobs=found)
-            mine = whose in (None, result.user) and request.state in (None, result.state)
-            if mine and (request.label is None or result.labels.get(key) == value):
+            mine = whose in (None, result.user) and result.shard == conductor.site.shard
+            fits = request.state in (None, result.state) and (not separator or result.labels.get(key) == value)
+            if mine and fits:
                 found.append(entry(result))
                 if len(found) == request.limit:
                     return HistoryReply(jobs=found, next=stored.seq if stored.seq > first else 0)

@@ -127,7 +127,9 @@ def event_of(why: str) -> str:
     return "queue_full" if why.startswith("the queue is full") else "bad_submit"
 
 
-def letter(submission: Submission, reason: str, ts: str, max_payload: int) -> DeadLetter:
+def letter(
+    submission: Submission, reason: str, ts: str, max_payload: int, shard: str = _bus.DEFAULT_SHARD
+) -> DeadLetter:
     """The dead letter of a submission, its payload cut when it would not fit in a message."""
     raw = submission.raw
     try:
@@ -149,4 +151,5 @@ def letter(submission: Submission, reason: str, ts: str, max_payload: int) -> De
         payload=text,
         encoding="base64" if encoding == "base64" else "utf-8",
         enq_seq=submission.seq,
+        shard=shard,
     )

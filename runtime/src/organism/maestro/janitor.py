@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Keeps ORG_WQ short: writes down which submissions are final, then removes what nobody needs any more.
 
-A whole prefix of the stream is removed in one request. Where one long-waiting job holds up the prefix, the finished
-ones behind it are removed one by one, slowly, in the background.
+A whole prefix of the stream is removed in one request. Where there are other shards, each removes its own submissions
+and records, by their subjects, and with them the run orders before the first submission of any shard. Where one
+long-waiting job holds up the prefix, the finished ones behind it are removed one by one, slowly, in the background.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from organism.bus.errors import ApiError, BusError, NotFound, StreamFull
 from organism.bus.messages import Journal
 from organism.core import _bus
 from organism.maestro.commit import Fenced
+from organism.maestro.lookup import other_shards
 from organism.maestro.takeover import epoch_payload
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ RATE = 50
 """Messages removed one by one a second."""
 PREFIX = 200
 """A shorter prefix is not worth a purge by itself."""
+SHARED_EVERY = 30.0
+"""Seconds between two purges of fewer than that where other shards wait for it: it costs a few requests."""
 FENCE_AGE = 7 * 86_400.0
 """Seconds; results are kept for 30 days by default, and a fence that ages out with them fences nobody."""
 
@@ -68,8 +72,10 @@ class Janitor:
         self.taken_in = 0
         """All submissions up to this sequence have been read."""
         self._pending: list[int] = []
-        self._removable: deque[int] = deque()
+        self._removable: deque[tuple[int, bool]] = deque()
+        """Sequences, and whether they are submissions (or the records of one)."""
         self._purged = 0
+        self._purged_at = float("-inf")
         self._recorded = 0
         self._full = False
         self._wake = asyncio.Event()
@@ -88,8 +94,8 @@ class Janitor:
             )
             return
         self._pending.append(seq)
-        self._removable.append(seq)
-        self._removable.extend(records)
+        self._removable.append((seq, True))
+        self._removable.extend((record, False) for record in records)
         if len(self._pending) == 1 or len(self._pending) >= RECORD:
             self._wake.set()
 
@@ -106,6 +112,7 @@ class Janitor:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._wake.set()  # what a predecessor has left may be in the way of other shards
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -156,18 +163,25 @@ class Janitor:
     # ---- removal -----------------------------------------------------------------------------------------------------
 
     async def _purge(self) -> None:
-        """Remove the longest prefix without an unfinished job; never a submission that was not read yet."""
+        """Remove the longest prefix without an unfinished job; never a submission that was not read yet.
+
+        ``last`` is read before it is asked for other shards: what one of them writes later is not in the prefix.
+        """
         conductor = self.conductor
         js, shard = conductor.js, conductor.site.shard
         state = (await js.info(_bus.STREAM_WQ))["state"]
         last, needed = int(state["last_seq"]), conductor.ledger.first_needed()
+        shared = bool(await other_shards(js, shard))
+        if shared and not self._recorded:
+            await self._record()  # empty, after a takeover: what is before it needs no other record
         recorded = self._recorded or self._purged
         upto = prefix_end(last, recorded, needed, self.taken_in, unread=False)
         if upto > self.taken_in + 1 and await self._unread(shard):
             upto = prefix_end(last, recorded, needed, self.taken_in, unread=True)
-        if upto - max(int(state["first_seq"]), self._purged) < (1 if self._full else PREFIX):
+        if shared:
+            await self._purge_own(upto, last)
             return
-        if await self._shared(shard):
+        if upto - max(int(state["first_seq"]), self._purged) < (1 if self._full else PREFIX):
             return
         fence = conductor.queue.fence
         if fence is not None and fence[0] < upto:
@@ -177,32 +191,52 @@ class Janitor:
         removed = await js.purge(_bus.STREAM_WQ, seq=upto)
         log.debug("%s: %d messages below %d removed", _bus.STREAM_WQ, removed, upto)
         self._purged = upto
-        self._removable = deque(seq for seq in self._removable if seq >= upto)
+        self._removable = deque(entry for entry in self._removable if entry[0] >= upto)
+
+    async def _purge_own(self, upto: int, last: int) -> None:
+        """The same in a stream with other shards' messages: by subject, up to what each kind is needed from.
+
+        A run order is needed no longer than its submission, whose shard it does not say: those go that are older than
+        the oldest submission of all. Of the epochs all but the fence go.
+        """
+        conductor, js, wq = self.conductor, self.conductor.js, _bus.STREAM_WQ
+        now, shard = conductor.clock.now(), conductor.site.shard
+        if not self._full and len(self._removable) < PREFIX and now - self._purged_at < SHARED_EVERY:
+            if self._removable:
+                asyncio.get_running_loop().call_later(SHARED_EVERY, self._wake.set)
+            return
+        self._purged_at = now
+        removed = await js.purge(wq, seq=upto, subject=f"gpu.task.enqueue.*.{shard}")
+        removed += await js.purge(wq, seq=upto, subject=_bus.journal_subject(shard))
+        if conductor.queue.fence is not None:
+            removed += await js.purge(wq, seq=conductor.queue.fence[0], subject=_bus.epoch_subject(shard))
+        first = await self._next("gpu.task.enqueue.>", 1)
+        orders = last + 1 if first is None else min(first, last + 1)
+        removed += await js.purge(wq, seq=orders, subject=_bus.run_subject("*"))
+        log.debug("%s: %d messages removed: shard %s's below %d, orders below %d", wq, removed, shard, upto, orders)
+        self._removable = deque((seq, own) for seq, own in self._removable if seq >= (upto if own else orders))
 
     async def _unread(self, shard: str) -> bool:
         """Whether there is a submission behind the last one that was read."""
-        body = {"seq": self.taken_in + 1, "next_by_subj": f"gpu.task.enqueue.*.{shard}"}
+        return await self._next(f"gpu.task.enqueue.*.{shard}", self.taken_in + 1) is not None
+
+    async def _next(self, subject: str, start: int) -> int | None:
+        """The sequence of the first such message from ``start`` on."""
+        body = {"seq": start, "next_by_subj": subject}
         try:
-            await self.conductor.js.api(f"STREAM.MSG.GET.{_bus.STREAM_WQ}", body)
+            found = await self.conductor.js.api(f"STREAM.MSG.GET.{_bus.STREAM_WQ}", body)
         except NotFound as error:
             if error.err_code == 10059:
                 raise
-            return False
-        return True
-
-    async def _shared(self, shard: str) -> bool:
-        """Whether other shards' submissions lie in the stream: then a prefix is not ours to remove."""
-        body = {"subjects_filter": "gpu.task.enqueue.>"}
-        info = await self.conductor.js.api(f"STREAM.INFO.{_bus.STREAM_WQ}", body)
-        subjects = info["state"].get("subjects") or {}
-        return any(subject.rsplit(".", 1)[-1] != shard for subject in subjects)
+            return None
+        return int(found["message"]["seq"])
 
     async def _pick(self) -> None:
         """Remove single messages where a prefix is held up."""
         while len(self._removable) > (0 if self._full else HELD):
             started = self.conductor.clock.now()
             for _ in range(min(RATE, len(self._removable))):
-                seq = self._removable.popleft()
+                seq, _ = self._removable.popleft()
                 if seq < self._purged:
                     continue
                 try:

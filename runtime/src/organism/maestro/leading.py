@@ -20,6 +20,7 @@ from organism.maestro.clock import Clock
 from organism.maestro.commit import Fenced, Writer
 from organism.maestro.dependencies import Dependencies
 from organism.maestro.janitor import Janitor
+from organism.maestro.ledger import Lasting
 from organism.maestro.outbox import Outbox
 from organism.maestro.projections import Projections
 from organism.maestro.scheduler import Scheduler
@@ -52,11 +53,12 @@ class Leading(ABC):
         self.dependencies = Dependencies()
         self.archive = Archive()
         self.outbox = Outbox(nc)
-        self.feed = Projections(js, self.complain, lambda: [list(job.lasting()) for job in self.ledger.jobs.values()])
+        self.feed = Projections(js, self.complain, lambda: Lasting(self.ledger.jobs.values()))
         self.queue = Writer(js, _bus.STREAM_WQ, fence=fences.queue, on_fenced=self.end)
         self.results = Writer(js, _bus.STREAM_RESULTS, fence=fences.results, on_fenced=self.end)
         self.results.settled = fences.results[0]
         self.dead = Writer(js, _bus.STREAM_DLQ, fence=None, on_fenced=self.end)
+        self.feed.shard = site.shard
         self.janitor = Janitor(self)
         self.watchers: dict[str, list[asyncio.Event]] = {}
         """Task id -> who waits for its result."""
@@ -65,8 +67,9 @@ class Leading(ABC):
         self._paused_until = 0.0
         self._after: dict[int, list[Callable[[], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._histories = [list(job.lasting()) for job in self.ledger.jobs.values()]
-        self._histories += [result.history for result, _ in left.finished if result.history]
+        self.leads: Callable[[], bool] = lambda: False
+        """Whether the lease is ours at this moment: if not, nothing is decided, and nobody's silence counts."""
+        self._histories = Lasting(self.ledger.jobs.values(), [result.history for result, _ in left.finished])
 
     @abstractmethod
     def pump(self) -> None:
@@ -79,7 +82,7 @@ class Leading(ABC):
         for part in (self.queue, self.results, self.dead, self.outbox):
             self._supervise(part.start())
         self._supervise(self.feed.start(self._histories))
-        self._histories = []
+        self._histories = Lasting(())
         self.spawn(self.janitor.run(), "janitor")
 
     def end(self, why: str) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
 
 import msgspec
 
@@ -24,6 +24,8 @@ from organism.maestro.clock import stamp
 KEPT_SPEC = 4096
 """Bytes of a submission that are kept in memory; a larger one is fetched again when it is dispatched."""
 
+NONE: dict[str, str] = {}
+"""The labels of all jobs without any; nobody changes a job's labels."""
 STEPS = 8
 """Positions in the history that an attempt may use: events of a replaying conductor get the numbers that those of its
 predecessor had, whatever of the volatile ones (running, waiting_gpu) either of them saw."""
@@ -102,12 +104,14 @@ class Job:
     reason: str = ""
     since: float = 0.0
     state: messages.State = "enqueued"
-    steps: list[StateEvent] = field(default_factory=list)
+    steps: tuple[StateEvent, ...] = ()
     """Its history after `enqueued`."""
-    records: list[int] = field(default_factory=list)
+    records: tuple[int, ...] = ()
     """Sequences of its other records in ORG_WQ."""
     progress: Progress | None = None
     """Live only: what the present attempt said last."""
+    states: Counter[messages.State] | None = None
+    """Where the ledger counts its jobs by state."""
     busy: str = ""
     """Live only: the commit in flight (``dispatch``, ``outcome``); nothing else is decided about the job meanwhile."""
 
@@ -125,9 +129,16 @@ class Job:
             err=err or None,
             reason=reason or None,
         )
-        self.steps.append(step)
-        self.state, self.since, self.reason = state, now, reason
+        self.steps = (*self.steps, step)
+        self.enter(state, now, reason)
         return step
+
+    def enter(self, state: messages.State, since: float, reason: str) -> None:
+        """It is in this state now."""
+        if self.states is not None:
+            self.states[self.state] -= 1
+            self.states[state] += 1
+        self.state, self.since, self.reason = state, since, reason
 
     def running_event(self, now: float) -> StateEvent:
         return self.event(RUNNING, "running", now)
@@ -138,12 +149,38 @@ class Job:
     def history(self) -> list[StateEvent]:
         return [self.first_event(), *self.steps]
 
-    def lasting(self) -> Iterator[StateEvent]:
-        """The part of the history that a replay brings back."""
+    def lasting(self, steps: tuple[StateEvent, ...] | None = None) -> Iterator[StateEvent]:
+        """The part of the history that a replay brings back: of that so far, or of what it was with ``steps``."""
         yield self.first_event()
-        for step in self.steps:
+        for step in self.steps if steps is None else steps:
             if step.n % STEPS in (SCHEDULED, RETRY, FINAL):
                 yield step
+
+
+class Lasting(Sequence[Sequence[StateEvent]]):
+    """The lasting histories of many jobs as they are now, each made when it is looked at; behind them others.
+
+    As they are now: what becomes of a job later is told by itself, in its order.
+    """
+
+    def __init__(self, jobs: Iterable[Job], more: Iterable[Sequence[StateEvent]] = ()) -> None:
+        self._jobs = list(jobs)
+        self._steps = [job.steps for job in self._jobs]
+        self._more = [history for history in more if history]
+
+    def __len__(self) -> int:
+        return len(self._jobs) + len(self._more)
+
+    @overload
+    def __getitem__(self, at: int) -> Sequence[StateEvent]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Sequence[StateEvent]]: ...
+    def __getitem__(self, at: int | slice) -> Sequence[StateEvent] | list[Sequence[StateEvent]]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        count = len(self._jobs)
+        return list(self._jobs[at].lasting(self._steps[at])) if at < count else self._more[at - count]
 
 
 def digest(user: str, spec: JobSpec) -> str:
@@ -175,6 +212,8 @@ class Ledger:
         self.by_key: dict[tuple[str, str], list[Job]] = {}
         """(user, `unique`) -> its unfinished jobs, in order of arrival."""
         self.by_user: Counter[str] = Counter()
+        self.states: Counter[messages.State] = Counter()
+        """How many are in each state."""
         self.refused: set[int] = set()
         """Submissions that will not become jobs, until that is written down."""
         self.bytes = 0
@@ -211,7 +250,7 @@ class Ledger:
             priority=spec.priority,
             timeout=spec.timeout or self.defaults.timeout,
             max_retries=self.defaults.max_retries if spec.max_retries is None else spec.max_retries,
-            labels=dict(spec.labels),
+            labels=spec.labels or NONE,
             command=shown_command(spec),
             digest=fingerprint,
             raw=raw if len(raw) <= KEPT_SPEC else None,
@@ -226,8 +265,10 @@ class Ledger:
             deadline=time + spec.deadline if spec.deadline else None,
             not_before=time + spec.delay if spec.delay else 0.0,
             since=time,
+            states=self.states,
         )
         self.jobs[seq] = job
+        self.states[job.state] += 1
         self.by_id[task_id] = job
         self.by_user[user] += 1
         if job.unique is not None:
@@ -246,7 +287,7 @@ class Ledger:
         job = self.jobs.get(order.enq_seq)
         if job is None or order.attempt != job.attempt + 1:
             return None
-        job.records.append(seq)
+        job.records += (seq,)
         job.attempt, job.gpu, job.incarnation = order.attempt, order.gpu, order.incarnation
         job.phase, job.not_before, job.progress, job.also = "assigned", 0.0, None, tuple(order.also)
         job.event(SCHEDULED, "scheduled", time, reason=order.reason)
@@ -257,7 +298,7 @@ class Ledger:
         job = self.jobs.get(journal.enq_seq)
         if job is None or journal.attempt != job.attempt or job.phase != "assigned":
             return None
-        job.records.append(seq)
+        job.records += (seq,)
         if journal.lost:
             job.lost += 1
             if job.gpu is not None:
@@ -282,6 +323,8 @@ class Ledger:
         job = self.jobs.pop(seq, None)
         if job is not None:
             del self.by_id[job.task_id]
+            self.states[job.state] -= 1
+            job.states = None
             self.bytes -= job.size
             self.by_user[job.user] -= 1
             if not self.by_user[job.user]:

@@ -50,7 +50,7 @@ class Line:
     orders are the same, and one heap serves both.
     """
 
-    __slots__ = ("_ready", "_strict", "_turns", "aged", "key", "waiting")
+    __slots__ = ("_ready", "_strict", "_turns", "aged", "key", "least", "most", "waiting")
 
     def __init__(self, key: Class, ready: Mapping[int, tuple[Job, Line]], *, aged: bool) -> None:
         self.key = key
@@ -59,12 +59,15 @@ class Line:
         self._ready = ready
         self._turns: list[Entry] = []
         self._strict: list[tuple[int, int]] = []
+        self.least, self.most = 2**63, 0
+        """Of the memory sizes, in MiB, that its jobs have asked for."""
         self.aged = aged
         """Else the first is the head."""
 
     def add(self, job: Job, entry: Entry) -> None:
         """The job is in ``ready`` with this line already."""
         self.waiting += 1
+        self.least, self.most = min(self.least, job.min_vram_mb), max(self.most, job.min_vram_mb)
         heapq.heappush(self._turns, entry)
         if self.aged:
             heapq.heappush(self._strict, strictly(job))

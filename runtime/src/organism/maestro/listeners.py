@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What reaches a leading conductor: submissions from the stream, workers' heartbeats, metrics and reports, drains."""
+"""What reaches a leading conductor: submissions from the stream, workers' heartbeats, metrics and reports."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
@@ -13,7 +12,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from organism.bus import messages
-from organism.bus.errors import BusError, SubjectFull, Unavailable
+from organism.bus.errors import BusError, NotFound, SubjectFull, Unavailable
 from organism.bus.jetstream import Stored
 from organism.bus.lease import Lease
 from organism.bus.messages import (
@@ -40,7 +39,9 @@ from organism.maestro.endings import Stored as Verdict
 from organism.maestro.intake import Submission
 from organism.maestro.ledger import FINAL, Conflict, digest
 from organism.maestro.lookup import last_many
+from organism.maestro.slices import sliced
 from organism.maestro.takeover import readable
+from organism.maestro.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,12 @@ class Listeners:
     def __init__(self, conductor: Conductor, lease: Lease) -> None:
         self.conductor = conductor
         self.lease = lease
+        self.wishes = Wishes(conductor)
         self._refusing = asyncio.Semaphore(REFUSALS)
         self._subscriptions: list[Subscription] = []
+        self._attended: dict[str, list[Subscription]] = {}
+        """By GPU of this shard."""
+        self._over = False
         self._room = 0
 
     async def start(self, after: int) -> None:
@@ -69,23 +74,40 @@ class Listeners:
         info = await conductor.js.info(_bus.STREAM_WQ)
         self._room = int(max(0, int(info["config"].get("max_bytes", 0))) * FILL)
         conductor.janitor.taken_in = after
-        await self._known_wishes()
+        await self.wishes.known(self._last)
         conductor.spawn(self._submissions(after + 1), "intake")
-        conductor.spawn(self._wishes("gpu", self.wish), "drain wishes")
-        conductor.spawn(self._wishes("queue", self.wish_queue), "queue wishes")
-        for subject, handler in (
-            ("gpu.worker.heartbeat.*", self._heartbeat),
-            ("gpu.worker.metrics.*", self._metrics),
-            ("gpu.worker.up.*", self._up),
-            ("gpu.task.done.*", self._report),
-            ("gpu.task.err.*", self._report),
-        ):
+        self.wishes.follow()
+        for gpu_id in list(conductor.fleet.gpus):
+            await self._attend(gpu_id)
+        for subject, handler in (("gpu.worker.heartbeat.*", self._heartbeat), ("gpu.worker.up.*", self._up)):
             self._subscriptions.append(await nc.listen(subject, self._guarded(handler)))
 
     async def stop(self) -> None:
+        self._over = True
+        for subscriptions in (self._subscriptions, *self._attended.values()):
+            await self._leave(subscriptions)
+
+    async def _leave(self, subscriptions: Iterable[Subscription]) -> None:
         if not self.conductor.nc.is_closed:
-            for subscription in self._subscriptions:
+            for subscription in subscriptions:
                 await subscription.unsubscribe()
+
+    async def _attend(self, gpu_id: str) -> None:
+        """Hear what the worker of a GPU of this shard reports; those of other shards cost this conductor nothing.
+
+        A report that comes before finds nobody, and its worker sends it again.
+        """
+        if gpu_id in self._attended:
+            return
+        heard = self._attended[gpu_id] = []
+        for subject, handler in (
+            (_bus.metrics_subject(gpu_id), self._metrics),
+            (_bus.done_subject(gpu_id), self._report),
+            (_bus.err_subject(gpu_id), self._report),
+        ):
+            heard.append(await self.conductor.nc.listen(subject, self._guarded(handler)))
+        if self._over or self._attended.get(gpu_id) is not heard:
+            await self._leave(heard)  # the term ended, or the GPU went, while the server was told
 
     def leading(self) -> bool:
         """A conductor that was frozen must not speak before it has looked at its lease."""
@@ -119,13 +141,13 @@ class Listeners:
 
     async def _take_in(self, batch: list[Stored]) -> None:
         conductor = self.conductor
-        submissions = [intake.read(message, conductor.nc.max_payload) for message in batch]
+        submissions = [intake.read(message, conductor.nc.max_payload) async for message in sliced(batch)]
         asked = [one.task_id for one in submissions if one.spec is not None]
         needed = [need.task_id for one in submissions if one.spec is not None for need in one.spec.after]
         known = await self.known_results(
             [task_id for task_id in dict.fromkeys(asked + needed) if task_id not in conductor.ledger.by_id]
         )
-        for submission in submissions:
+        async for submission in sliced(submissions):
             await self._admit(submission, known)
             conductor.janitor.taken_in = submission.seq
         conductor.pump()
@@ -239,6 +261,7 @@ class Listeners:
             history=[first, event],
             enq_seq=submission.seq,
             digest=digest(submission.user, submission.spec) if submission.spec else "",
+            shard=conductor.site.shard,
         )
         data = messages.encode(result)
         while True:
@@ -259,6 +282,8 @@ class Listeners:
 
     def _up(self, message: Msg) -> None:
         beat = messages.decode(message.data, Heartbeat)
+        if beat.shard != self.conductor.site.shard:
+            return
         log.info("GPU %s: worker %s started on %s (%s)", beat.gpu_id, beat.version, beat.host, beat.device.model)
 
     def _heartbeat(self, message: Msg) -> None:
@@ -271,12 +296,20 @@ class Listeners:
                 raise BadMessage(f"a heartbeat of {beat.gpu_id}")
         except BadMessage as problem:
             reply = HeartbeatReply(ok=False, epoch=conductor.epoch, reason=f"bad heartbeat: {problem}")
-            conductor.outbox.send(message.reply, messages.encode(reply))
+            self._answer(message, reply)
             raise
         now = conductor.clock.now()
-        was_alive = conductor.fleet.gpu(beat.gpu_id).alive
+        if beat.shard != conductor.site.shard:
+            self._elsewhere(beat, now)
+            return
+        if beat.gpu_id not in self._attended:
+            conductor.spawn(self._attend(beat.gpu_id), f"subscription to {beat.gpu_id}")
+        known = conductor.fleet.gpu(beat.gpu_id)
+        was_alive, heard = known.alive, known.hears
         found = conductor.fleet.heartbeat(beat, now)
-        conductor.outbox.send(message.reply, messages.encode(found.reply))
+        if beat.hears and not heard and found.reply.ok:
+            conductor.spawn(self._make_room(beat.gpu_id), f"earlier consumer of {beat.gpu_id}")
+        self._answer(message, found.reply)
         gpu = conductor.fleet.gpu(beat.gpu_id)
         if not found.reply.ok:
             log.warning("GPU %s: heartbeat of %s refused: %s", beat.gpu_id, beat.host, found.reply.reason)
@@ -290,25 +323,60 @@ class Listeners:
             job = conductor.ledger.by_id.get(told.task_id)
             if job is not None and (job.attempt, job.gpu, job.phase) == (told.attempt, gpu.id, "assigned"):
                 job.progress = told
+        for order in found.unheard:
+            conductor.spawn(conductor.hand_over_again(gpu, order), f"order of {order.ref.task_id}")
         conductor.lose(gpu, found.lost, f"the worker of {gpu.id} does not know of it")
         conductor.watch_expiry()
         if conductor.fleet.idle:
             conductor.pump()
 
+    def _answer(self, message: Msg, reply: HeartbeatReply | ReportReply) -> None:
+        gpu_id = message.subject.rsplit(".", 1)[-1]
+        self.conductor.outbox.answer(message.reply, messages.encode(reply), gpu_id, ("worker",))
+
+    async def _make_room(self, gpu_id: str) -> None:
+        """Nobody reads a GPU's orders by a consumer any more: an earlier version's would count them for ever."""
+        try:
+            await self.conductor.js.api(f"CONSUMER.DELETE.{_bus.STREAM_WQ}.{_bus.earlier_consumer(gpu_id)}")
+        except NotFound:
+            return
+        except BusError as problem:
+            log.info("GPU %s: its earlier consumer stays until the next conductor's term: %s", gpu_id, problem)
+            return
+        log.info("GPU %s: the consumer of an earlier version's worker is removed", gpu_id)
+
+    def _elsewhere(self, beat: Heartbeat, now: float) -> None:
+        """A GPU of another shard, whose conductor answers; if it was ours until now it has moved."""
+        conductor = self.conductor
+        found = conductor.fleet.depart(beat, now)
+        if found is None:
+            return
+        gpu, lost = found
+        log.info("GPU %s has moved to shard %s", gpu.id, beat.shard)
+        conductor.lose(gpu, lost, f"the worker of {gpu.id} serves shard {beat.shard} now")
+        conductor.spawn(self._leave(self._attended.pop(gpu.id, [])), f"farewell to {gpu.id}")
+        conductor.watch_expiry()
+        conductor.pump()
+
+    def _ours(self, message: Msg) -> bool:
+        """Something may still come of a GPU that has just moved to another shard."""
+        return message.subject.rsplit(".", 1)[-1] in self.conductor.fleet.gpus
+
     def _metrics(self, message: Msg) -> None:
         metrics = messages.decode(message.data, Metrics)
         if metrics.gpu_id != message.subject.rsplit(".", 1)[-1]:
             raise BadMessage(f"metrics of {metrics.gpu_id}")
-        if self.conductor.fleet.measured(metrics, self.conductor.clock.now()):
+        if self._ours(message) and self.conductor.fleet.measured(metrics, self.conductor.clock.now()):
             self.conductor.pump()
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
     def _report(self, message: Msg) -> None:
-        conductor = self.conductor
+        if not self._ours(message):
+            return  # its present conductor answers
 
         def respond(reply: ReportReply) -> None:
-            conductor.outbox.send(message.reply, messages.encode(reply))
+            self._answer(message, reply)
 
         if not self.leading():
             respond(ReportReply(verdict="retry", reason="not leading"))
@@ -371,56 +439,6 @@ class Listeners:
             respond(ReportReply(verdict="unknown", reason=f"no job {report.task_id}"))
         else:
             respond(_verdict(stored[0].state, stored[0].attempts, report))
-
-    # ---- operators' wishes -------------------------------------------------------------------------------------------
-
-    async def _known_wishes(self) -> None:
-        """What operators had asked for before this term: no job may start before that is known."""
-        prefix = f"$KV.{_bus.BUCKET_CONTROL}."
-        handlers = {"gpu": self.wish, "queue": self.wish_queue}
-        patterns = [f"{prefix}{kind}.*" for kind in handlers]
-        for subject, entry in (await self._last(f"KV_{_bus.BUCKET_CONTROL}", patterns)).items():
-            kind, _, name = subject.removeprefix(prefix).partition(".")
-            handlers[kind](name, entry.data)
-
-    async def _wishes(self, what: str, wish: Callable[[str, bytes], None]) -> None:
-        """Keys of the control bucket: ``gpu.<id>``: ``{"drained": true}``, ``queue.<name>``: ``{"paused": true}``."""
-        conductor = self.conductor
-        prefix = f"$KV.{_bus.BUCKET_CONTROL}.{what}."
-        tail = StreamTail(conductor.js, f"KV_{_bus.BUCKET_CONTROL}", filter_subjects=[f"{prefix}*"])
-        try:
-            async for batch in tail:
-                for entry in batch:
-                    wish(entry.subject.removeprefix(prefix), entry.data)
-        finally:
-            await tail.close()
-
-    def wish(self, gpu_id: str, value: bytes) -> None:
-        """Set what an operator wants of a GPU; an empty or unreadable value is no wish."""
-        drained = _flag(value, "drained")
-        gpu = self.conductor.fleet.gpu(gpu_id)
-        if gpu.drained != drained:
-            gpu.drained = drained
-            log.info("GPU %s is %s", gpu_id, "drained: it gets no new job" if drained else "back in service")
-            self.conductor.pump()
-
-    def wish_queue(self, name: str, value: bytes) -> None:
-        """Let a queue give out jobs, or not."""
-        paused = self.conductor.scheduler.paused
-        if _flag(value, "paused") and name not in paused:
-            paused.add(name)
-            log.info("queue %s is paused: none of its jobs starts", name)
-        elif not _flag(value, "paused") and name in paused:
-            paused.discard(name)
-            log.info("queue %s goes on", name)
-            self.conductor.pump()
-
-
-def _flag(value: bytes, name: str) -> bool:
-    try:
-        return bool(json.loads(value).get(name)) if value else False
-    except (ValueError, AttributeError):
-        return False
 
 
 def _verdict(state: str, attempts: int, report: Report) -> ReportReply:

@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 
 from organism.bus.errors import BusError, Unavailable
 from organism.bus.jetstream import JetStream, Stored
+from organism.core import _bus
 
 MOST = 1000
 """Subjects in one question; the server's limit is 1,024."""
@@ -44,6 +45,13 @@ async def block(
     wanted = min(MOST, last - first + 1)
     found = await _collect(js, stream, {"seq": first, "batch": wanted, "next_by_subj": pattern}, timeout)
     return [message for message in found if message.seq <= last]
+
+
+async def other_shards(js: JetStream, shard: str) -> set[str]:
+    """Shards whose submissions, records or fences are in ORG_WQ too. Raises Unavailable or BusError."""
+    info = await js.api(f"STREAM.INFO.{_bus.STREAM_WQ}", {"subjects_filter": "gpu.task.>"})
+    subjects = info["state"].get("subjects") or {}
+    return {subject.rsplit(".", 1)[-1] for subject in subjects if not subject.startswith("gpu.task.run.")} - {shard}
 
 
 async def _ask(js: JetStream, stream: str, subjects: list[str], timeout: float) -> dict[str, Stored]:

@@ -10,6 +10,7 @@ from collections import deque
 
 from organism.bus.connection import BusClient
 from organism.bus.errors import BusError
+from organism.core import _bus
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ class Outbox:
             self._queue.append((subject, data))
             self._empty.clear()
             self._wake.set()
+
+    def answer(self, reply: str, data: bytes, name: str, kinds: tuple[str, ...]) -> None:
+        """To the asker's own inbox and to nowhere else: what is said here, a conductor says."""
+        if _bus.is_own_inbox(reply, name, kinds):
+            self.send(reply, data)
+        elif reply:
+            log.warning("no answer to %s: %s is not in their own inbox", name, reply)
 
     async def drain(self) -> None:
         await self._empty.wait()

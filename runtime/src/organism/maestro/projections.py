@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from organism.bus import messages
@@ -22,7 +22,7 @@ from organism.bus.errors import BusError, StreamFull, Unavailable
 from organism.bus.jetstream import JetStream, Outgoing
 from organism.bus.messages import StateEvent
 from organism.core import _bus
-from organism.maestro.lookup import last_many
+from organism.maestro.lookup import last_many, other_shards
 from organism.maestro.survivors import histories_since, lost_since
 from organism.maestro.takeover import readable
 
@@ -38,6 +38,7 @@ LATE = 30.0
 """Seconds after a takeover in which something of the predecessor may still come: these streams have no fence. Less than
 the server's duplicate window."""
 Histories = Sequence[Sequence[StateEvent]]
+"""An item may be made when it is asked for (:class:`organism.maestro.ledger.Lasting`)."""
 _KV = f"KV_{_bus.BUCKET_JOBS}"
 
 
@@ -49,9 +50,13 @@ class Projections:
     """A queue of events and the newest state of each job that is not written yet."""
 
     def __init__(
-        self, js: JetStream, complain: Callable[[str, str], None], unfinished: Callable[[], Histories] = tuple
+        self,
+        js: JetStream,
+        complain: Callable[[str, str], None],
+        unfinished: Callable[[], Histories] = tuple,
     ) -> None:
         self.js = js
+        self.shard = _bus.DEFAULT_SHARD
         self._complain = complain
         self._unfinished = unfinished
         """Lasting events of the jobs that have no result yet."""
@@ -75,7 +80,6 @@ class Projections:
     def start(self, histories: Histories = ()) -> asyncio.Task[None]:
         """Write; first what is missing of ``histories``, the lasting events of jobs that a former conductor left."""
         self._written.clear()
-        self._inherited = [history[0].task_id for history in histories if history]
         self._task = asyncio.create_task(self._run(histories), name="projections")
         self._later = asyncio.get_running_loop().call_later(LATE, self._look_later)
         return self._task
@@ -117,13 +121,12 @@ class Projections:
         self._again = max(0, self._again) + len(self._sent)
         self._events.extendleft(reversed(self._sent))
         self._sent.clear()
-        for event, data in self._events:  # in order, so that the last one of each job stays
-            self._latest[event.task_id] = data
+        self._latest |= {task_id: data for task_id, (_, data) in _newest(self._events).items()}
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
     async def _run(self, histories: Histories) -> None:
-        self._events.extendleft(reversed(await self._missing(histories)))
+        self._events.extendleft(reversed(await self._missing(histories, inherit=True)))
         del histories  # this frame lives as long as the term
         rounds = 0
         while True:
@@ -191,7 +194,7 @@ class Projections:
 
     async def _mend_order(self) -> None:
         """What the server had lost was stored behind younger events: let each job's newest be its last again."""
-        newest = {event.task_id: (event, data) for event, data in self._sent}
+        newest = _newest(self._sent)
         subjects = {_bus.state_subject(task_id): task_id for task_id in newest}
         try:
             stored = await self._stored(_bus.STREAM_EVENTS, subjects)
@@ -200,7 +203,7 @@ class Projections:
             self._interrupted = True
             await asyncio.sleep(RETRY)  # see _group
             return
-        wrong = [(event, data) for task_id, (event, data) in newest.items() if stored.get(task_id) != event.n]
+        wrong = [(event, data) for task_id, (event, data) in newest.items() if stored.get(task_id, -1) < event.n]
         for at in range(0, len(wrong), GROUP):
             group = [
                 Outgoing(_bus.state_subject(event.task_id), data, f"{event.task_id}:{event.n}:again")
@@ -259,19 +262,30 @@ class Projections:
             results = (readable(stored) for stored in found.values())
             return [result.history for result in results if result is not None and result.history]
 
-    async def _missing(self, histories: Histories, *, elsewhere: bool = True) -> list[tuple[StateEvent, bytes]]:
+    async def _missing(
+        self, histories: Histories, *, elsewhere: bool = True, inherit: bool = False
+    ) -> list[tuple[StateEvent, bytes]]:
         """Find what is missing before anything new is written, since the last event of a job tells what was.
 
-        ``elsewhere``: also of jobs that have ended before.
+        ``elsewhere``: also of jobs that have ended before. ``inherit``: look once more later whether they have.
         """
         while True:
             try:
                 missing: list[tuple[StateEvent, bytes]] = []
-                known = {history[0].task_id for history in histories if history}
-                since = await histories_since(self.js, await lost_since(self.js)) if elsewhere else []
-                looked = [*histories, *(history for history in since if history[0].task_id not in known)]
+                since = await self._elsewhere() if elsewhere else []
+                others = {history[0].task_id: history for history in since}
+                seen: list[str] = []
+                for at in range(0, len(histories), HEALED):
+                    some = [history for history in histories[at : at + HEALED] if history]
+                    seen += [history[0].task_id for history in some]
+                    missing += await self._heal(some)
+                for task_id in seen if others else ():
+                    others.pop(task_id, None)
+                looked = list(others.values())
                 for at in range(0, len(looked), HEALED):
                     missing += await self._heal(looked[at : at + HEALED])
+                if inherit:
+                    self._inherited = seen
                 break
             except Unavailable as problem:
                 if self.js.nc.is_closed:
@@ -280,8 +294,15 @@ class Projections:
                 await asyncio.sleep(RETRY)  # see _group
         if missing:
             log.info("%d state events of earlier were missing and are sent", len(missing))
-        # in the order of their own time: a conductor that comes next and finds a part of them knows from where to look
-        return sorted(missing, key=lambda entry: (entry[0].ts, entry[0].task_id, entry[0].n))
+        return _in_order(missing)
+
+    async def _elsewhere(self) -> Histories:
+        """Of jobs of this shard that have ended and of which events may have been lost.
+
+        Where there are other shards the last event may be a later one of theirs, which tells nothing of ours.
+        """
+        when = 0.0 if await other_shards(self.js, self.shard) else await lost_since(self.js)
+        return await histories_since(self.js, when, self.shard)
 
     async def _heal(self, histories: Histories) -> list[tuple[StateEvent, bytes]]:
         ids = [history[0].task_id for history in histories]
@@ -304,3 +325,26 @@ class Projections:
             except messages.BadMessage as problem:
                 log.warning("%s: %s is not readable: %s", stream, subject, problem)
         return numbers
+
+
+def _newest(events: Iterable[tuple[StateEvent, bytes]]) -> dict[str, tuple[StateEvent, bytes]]:
+    """Of each job; an older event may have been sent again behind it."""
+    newest: dict[str, tuple[StateEvent, bytes]] = {}
+    for event, data in events:
+        if event.task_id not in newest or event.n > newest[event.task_id][0].n:
+            newest[event.task_id] = (event, data)
+    return newest
+
+
+def _in_order(missing: Iterable[tuple[StateEvent, bytes]]) -> list[tuple[StateEvent, bytes]]:
+    """By their own time: a conductor that comes next and finds a part of them knows from where to look.
+
+    A job's own stay in the order in which they are given, which is theirs: when it was submitted is the server's time,
+    and all that follows has the conductor's, which may be a little behind.
+    """
+    latest: dict[str, str] = {}
+    keyed = []
+    for event, data in missing:
+        at = latest[event.task_id] = max(event.ts, latest.get(event.task_id, ""))
+        keyed.append(((at, event.task_id, event.n), (event, data)))
+    return [entry for _, entry in sorted(keyed, key=lambda one: one[0])]

@@ -40,7 +40,7 @@ from organism.bus.rpc_types import (
     WaitRequest,
 )
 from organism.core import _bus
-from organism.maestro import explain, views
+from organism.maestro import explain, views, wishes
 from organism.maestro.archive import outline
 from organism.maestro.clock import stamp
 from organism.maestro.conductor import Conductor
@@ -50,10 +50,12 @@ from organism.maestro.history import history
 from organism.maestro.kept_log import LOG_TIMEOUT, kept_log
 from organism.maestro.ledger import Job
 from organism.maestro.listeners import Listeners
+from organism.maestro.slices import still
 
 log = logging.getLogger(__name__)
 
 ANSWER_LIMIT = 1024 * 1024
+ASKERS = ("submitter", "operator")
 """Bytes of results in one answer to ``wait``."""
 
 Handler = Callable[[str, Any], Awaitable[msgspec.Struct]]
@@ -110,7 +112,7 @@ class Rpc:
             reply = RpcReply(ok=False, error=CallError("bad_request", str(problem)).as_error())
         except BusError as problem:
             reply = RpcReply(ok=False, error=CallError("unavailable", f"the bus: {problem}").as_error())
-        self.conductor.outbox.send(message.reply, messages.encode(reply))
+        self.conductor.outbox.answer(message.reply, messages.encode(reply), user, ASKERS)
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class Rpc:
         whose = request.user or (None if operator and request.all else user)
         found = list[JobInfo]()
         if request.state not in FINAL_STATES:
-            for job in reversed(conductor.ledger.jobs.values()):
+            async for job in still(conductor.ledger, newest_first=True):
                 if whose in (None, job.user):
                     info = self._info(job)
                     if request.state in (None, info.state):
@@ -172,7 +174,9 @@ class Rpc:
                 for one in conductor.archive.recent.values()
                 if whose in (None, one.info.user) and request.state in (None, one.info.state)
             ]
-            found = sorted([*found, *done], key=lambda info: info.submitted, reverse=True)
+            over = {info.task_id for info in done}  # some of them while the others were looked at
+            unfinished = [info for info in found if info.task_id not in over]
+            found = sorted([*unfinished, *done], key=lambda info: info.submitted, reverse=True)
         return ListReply(jobs=found[: request.limit], more=len(found) > request.limit)
 
     async def result(self, user: str, request: TaskRequest) -> ResultReply:
@@ -282,7 +286,7 @@ class Rpc:
         if job is None:
             return explain.ended((await self.status(user, request)).job)
         needs = explain.needs_of(self.conductor, user, job, self._operator(user))
-        return explain.explain(self.conductor, job, self._info(job), needs)
+        return await explain.explain(self.conductor, job, self._info(job), needs)
 
     async def history(self, user: str, request: rpc_types.HistoryRequest) -> rpc_types.HistoryReply:
         return await history(self.conductor, user, request)
@@ -292,11 +296,10 @@ class Rpc:
     async def top(self, _user: str, _request: TopRequest) -> TopReply:
         conductor = self.conductor
         now = conductor.clock.now()
-        given = {TaskRef(job.task_id, job.attempt): job for job in conductor.ledger.jobs.values() if job.attempt}
+        given = self._given()
         gpus = [views.gpu_info(gpu, conductor.fleet, given, now) for _, gpu in sorted(conductor.fleet.gpus.items())]
         queue = dict.fromkeys(("enqueued", "waiting_gpu", "scheduled", "running", "retry"), 0)
-        for job in conductor.ledger.jobs.values():
-            queue[job.state] = queue.get(job.state, 0) + 1
+        queue.update({state: count for state, count in conductor.ledger.states.items() if count})
         for state in FINAL_STATES:
             queue[state] = conductor.archive.counts[state]
         return TopReply(
@@ -311,16 +314,25 @@ class Rpc:
             ),
         )
 
+    def _given(self) -> dict[TaskRef, Job]:
+        """The jobs whose attempts GPUs have; of however many wait none is looked at."""
+        refs = {ref for gpu in self.conductor.fleet.gpus.values() for ref in (*gpu.orders, *gpu.held)}
+        jobs = ((ref, self.conductor.ledger.by_id.get(ref.task_id)) for ref in refs)
+        return {ref: job for ref, job in jobs if job is not None and job.attempt == ref.attempt}
+
     async def drain(self, user: str, request: DrainRequest) -> DrainReply:
         conductor = self.conductor
         if not self._operator(user):
             raise CallError("forbidden", f"{user} is no operator and may not drain a GPU")
         gpu = conductor.fleet.gpus.get(request.gpu)
         if gpu is None:
-            raise CallError("not_found", f"no GPU {request.gpu}; known are {', '.join(sorted(conductor.fleet.gpus))}")
-        value = json.dumps({"drained": request.on, "by": user, "ts": conductor.clock.stamp()}).encode()
-        await conductor.js.publish(f"$KV.{_bus.BUCKET_CONTROL}.gpu.{gpu.id}", value)
-        self.listeners.wish(gpu.id, value)
+            why = conductor.fleet.absence(request.gpu)
+            known = ", ".join(sorted(conductor.fleet.gpus))
+            raise CallError("not_found", f"no GPU {request.gpu}: {why}; known are {known}")
+        wish = {"drained": request.on, "by": user, "ts": conductor.clock.stamp(), "shard": conductor.site.shard}
+        value = json.dumps(wish).encode()
+        await conductor.js.publish(wishes.subject("gpu", gpu.id), value)
+        self.listeners.wishes.gpu(gpu.id, value)
         return DrainReply(gpu=views.gpu_info(gpu, conductor.fleet, {}, conductor.clock.now()))
 
     async def pause(self, user: str, request: PauseRequest) -> PauseReply:
@@ -328,8 +340,8 @@ class Rpc:
         if not self._operator(user):
             raise CallError("forbidden", f"{user} is no operator and may not pause a queue")
         value = json.dumps({"paused": request.on, "by": user, "ts": conductor.clock.stamp()}).encode()
-        await conductor.js.publish(f"$KV.{_bus.BUCKET_CONTROL}.queue.{request.queue}", value)
-        self.listeners.wish_queue(request.queue, value)
+        await conductor.js.publish(wishes.subject("queue", request.queue, conductor.site.shard), value)
+        self.listeners.wishes.queue(request.queue, value)
         return PauseReply(paused=sorted(conductor.scheduler.paused))
 
     async def info(self, _user: str, _request: InfoRequest) -> InfoReply:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Container, Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 from organism.bus.messages import STARTS_NOTHING
 from organism.maestro.ledger import Job
 from organism.maestro.lines import Class, Entry, Line
 from organism.maestro.shares import Order, Shares
+from organism.maestro.slices import sliced
 from organism.maestro.turns import Turns, entry_of
 from organism.maestro.workers import Fleet, Gpu
 
@@ -109,19 +110,31 @@ class Scheduler:
         return True
 
     def _class(self, job: Job) -> Class:
-        size = bisect_left(self._sizes, job.min_vram_mb) if job.min_vram_mb else 0
+        size = self._size(job.min_vram_mb)
         model = job.gpu_model.lower() if job.gpu_model else None
         return Class(
             job.requested_gpu, job.type, size, job.excluded, job.user, job.queue, job.gpus, model, job.level
         )  # fmt: skip
 
+    def _size(self, min_vram_mb: int) -> int:
+        return bisect_left(self._sizes, min_vram_mb) if min_vram_mb else 0
+
     def _rebuild(self) -> None:
-        """Anew, because a memory size was learned: classes are cut differently."""
+        """A memory size was learned, so classes are cut finer: a line stays as it is unless the cut goes through it."""
         self._sizes = tuple(self.fleet.sizes)
+        lines = [line for pinned in self._lines.values() for line in pinned.values()]
         self._lines.clear()
-        jobs = [job for job, _ in self._ready.values()]
-        self._ready.clear()
+        cut: set[Line] = set()
+        for line in lines:
+            size = self._size(line.least)
+            if size != self._size(line.most):
+                cut.add(line)
+                continue
+            line.key = line.key._replace(size=size)
+            self._lines.setdefault(line.key.pin, {})[line.key] = line
+        jobs = [job for job, line in self._ready.values() if line in cut] if cut else []
         for job in jobs:
+            del self._ready[job.seq]
             self._enter(job)
 
     # ---- time --------------------------------------------------------------------------------------------------------
@@ -139,8 +152,11 @@ class Scheduler:
                 woke = True
         return woke
 
-    def overdue(self, now: float, limit: int = 1000) -> list[Job]:
-        """Jobs that have waited for a GPU so long that they are to be announced as waiting_gpu, each once a wait."""
+    def overdue(self, now: float, limit: int = 250) -> list[Job]:
+        """Jobs that have waited for a GPU so long that they are to be announced as waiting_gpu, each once a wait.
+
+        ``limit``: at a time, since the event loop waits meanwhile.
+        """
         found: list[Job] = []
         while self._young and self._young[0][0] <= now and len(found) < limit:
             _, seq = self._young.popleft()
@@ -295,6 +311,10 @@ class Scheduler:
             for other in self.fleet.living()
         )
 
+    def kind(self, job: Job) -> Hashable:
+        """Jobs of one kind that are ready wait for the same reason."""
+        return (self._class(job), job.min_vram_mb)
+
     def misfit(self, job: Job, gpu: Gpu) -> str:
         """Why the GPU is not of the kind that the job wants; empty when it is."""
         if self.suits(self._class(job), gpu):
@@ -315,13 +335,13 @@ class Scheduler:
         """Whether a decision could give the job to the GPU."""
         return self.fits(self._class(job), gpu, now)
 
-    def ahead(self, job: Job) -> list[Job]:
+    async def ahead(self, job: Job) -> list[Job]:
         """Jobs that wait, go before this one by the queue's order, and could use a GPU that it could use."""
         mine = entry_of(job, self.order)
         able = [gpu for gpu in self.fleet.living() if self.suits(self._class(job), gpu)]
         rivals: dict[Class, bool] = {}
         found = []
-        for other, line in self._ready.values():
+        async for other, line in sliced(list(self._ready.values())):
             key = line.key
             if other is job or entry_of(other, self.order) > mine or key.queue in self.paused:
                 continue
@@ -345,7 +365,7 @@ class Scheduler:
             return False, bar
         if job.requested_gpu is not None:
             gpu = self.fleet.gpus.get(job.requested_gpu)
-            obstacle = "it is unknown" if gpu is None else self.fleet.obstacle(gpu, now)
+            obstacle = self.fleet.absence(job.requested_gpu) if gpu is None else self.fleet.obstacle(gpu, now)
             if obstacle:
                 return True, f"waits for GPU {job.requested_gpu}: {obstacle}"
         living = list(self.fleet.living())

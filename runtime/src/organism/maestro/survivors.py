@@ -43,8 +43,8 @@ async def _last(js: JetStream, stream: str) -> float:
         return stored.time
 
 
-async def histories_since(js: JetStream, when: float) -> list[Sequence[StateEvent]]:
-    """The histories of the results stored since ``when``. Raises Unavailable."""
+async def histories_since(js: JetStream, when: float, shard: str) -> list[Sequence[StateEvent]]:
+    """The histories of the shard's results stored since ``when``. Raises Unavailable."""
     state = (await js.info(_bus.STREAM_RESULTS))["state"]
     first, last = int(state["first_seq"]), int(state["last_seq"])
     if not state["messages"]:
@@ -61,7 +61,7 @@ async def histories_since(js: JetStream, when: float) -> list[Sequence[StateEven
         async for batch in tail:
             for message in batch:
                 if message.subject.startswith("gpu.task.result."):
-                    found += _history(message.data)
+                    found += _history(message.data, shard)
             if tail.caught_up or tail.next_seq > last:
                 break
     finally:
@@ -69,12 +69,12 @@ async def histories_since(js: JetStream, when: float) -> list[Sequence[StateEven
     return found
 
 
-def _history(data: bytes) -> list[Sequence[StateEvent]]:
+def _history(data: bytes, shard: str) -> list[Sequence[StateEvent]]:
     try:
-        history = messages.decode(data, Result).history
+        result = messages.decode(data, Result)
     except BadMessage:
         return []  # said by whoever reads results for their own sake
-    return [history] if history else []
+    return [result.history] if result.history and result.shard == shard else []
 
 
 async def _first_since(js: JetStream, when: float, low: int, high: int) -> int:

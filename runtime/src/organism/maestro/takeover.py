@@ -22,6 +22,7 @@ from organism.maestro import intake
 from organism.maestro.commit import Fenced
 from organism.maestro.intake import Submission
 from organism.maestro.ledger import Conflict, Job, Ledger, RunRecord
+from organism.maestro.slices import sliced
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +85,12 @@ class Inheritance:
     """What the predecessor left."""
 
     ledger: Ledger
-    refused: list[tuple[Submission, str, bool]] = field(default_factory=list)
-    """Submissions that can be no job, why, and whether that is the result of their id."""
+    refused: dict[int, tuple[Submission, str, bool]] = field(default_factory=dict)
+    """By sequence: submissions that can be no job, why, and whether that is the result of their id."""
     finished: list[tuple[Result, int]] = field(default_factory=list)
     """Results (and their sizes) that no retire record counts in yet."""
-    retire: list[int] = field(default_factory=list)
-    """Submissions of which nothing is needed any more."""
+    retire: dict[int, None] = field(default_factory=dict)
+    """Submissions of which nothing is needed any more, in the order in which that was found."""
 
 
 async def replay(js: JetStream, shard: str, fences: Fences, ledger: Ledger, max_payload: int) -> Inheritance:
@@ -102,7 +103,7 @@ async def replay(js: JetStream, shard: str, fences: Fences, ledger: Ledger, max_
     tail = StreamTail(js, _bus.STREAM_WQ)
     try:
         async for batch in tail:
-            for message in batch:
+            async for message in sliced(batch):
                 if message.seq <= fences.queue[0]:
                     apply(left, message, shard, max_payload)
             if tail.next_seq > fences.queue[0]:
@@ -110,7 +111,7 @@ async def replay(js: JetStream, shard: str, fences: Fences, ledger: Ledger, max_
     finally:
         await tail.close()
     if ledger.jobs:
-        await _results(js, fences, left)
+        await _results(js, shard, fences, left)
     return left
 
 
@@ -155,9 +156,9 @@ def apply(left: Inheritance, message: Stored, shard: str, max_payload: int) -> N
                 ledger.retried(journal, message.seq, messages.seconds_since_epoch(journal.ts))
             else:
                 ledger.retired(journal)
-                gone = set(journal.retired)
-                left.refused = [entry for entry in left.refused if entry[0].seq not in gone]
-                left.retire = [seq for seq in left.retire if seq not in gone]
+                for seq in journal.retired:
+                    left.refused.pop(seq, None)
+                    left.retire.pop(seq, None)
     except (BadMessage, ValueError, msgspec.ValidationError) as problem:
         # only a conductor writes these, and not so: a damaged one
         log.error("%s: record %d on %s cannot be read: %s", _bus.STREAM_WQ, message.seq, message.subject, problem)
@@ -167,25 +168,26 @@ def _submission(left: Inheritance, message: Stored, max_payload: int) -> None:
     submission = intake.read(message, max_payload)
     if submission.spec is None:
         left.ledger.refuse(submission.seq)
-        left.refused.append((submission, submission.problem, submission.task_id not in left.ledger.by_id))
+        leave_result = submission.task_id not in left.ledger.by_id
+        left.refused[submission.seq] = (submission, submission.problem, leave_result)
         return
     try:
         job = left.ledger.submitted(submission.seq, submission.user, submission.spec, submission.raw, submission.time)
     except Conflict as problem:
         left.ledger.refuse(submission.seq)
-        left.refused.append((submission, str(problem), False))
+        left.refused[submission.seq] = (submission, str(problem), False)
         return
     if job is None:
-        left.retire.append(submission.seq)
+        left.retire[submission.seq] = None
 
 
-async def _results(js: JetStream, fences: Fences, left: Inheritance) -> None:
+async def _results(js: JetStream, shard: str, fences: Fences, left: Inheritance) -> None:
     tail = StreamTail(js, _bus.STREAM_RESULTS, start_seq=left.ledger.results_upto + 1)
     try:
         async for batch in tail:
-            for message in batch:
+            async for message in sliced(batch):
                 if message.subject.startswith("gpu.task.result."):
-                    apply_result(left, message)
+                    apply_result(left, message, shard)
             if tail.next_seq > fences.results[0]:
                 break
     finally:
@@ -220,15 +222,15 @@ def readable(message: Stored) -> Result | None:
         return None
 
 
-def apply_result(left: Inheritance, message: Stored) -> None:
+def apply_result(left: Inheritance, message: Stored, shard: str = _bus.DEFAULT_SHARD) -> None:
     """One message of ORG_RESULTS. Raises TooNew."""
     check_version(_bus.STREAM_RESULTS, message)
     result = readable(message)
-    if result is None:
+    if result is None or result.shard != shard:
         return
     left.finished.append((result, len(message.data)))
     job = left.ledger.jobs.get(result.enq_seq)
     if (job is not None and job.task_id == result.task_id) or result.enq_seq in left.ledger.refused:
         left.ledger.drop(result.enq_seq)
-        left.refused = [entry for entry in left.refused if entry[0].seq != result.enq_seq]
-        left.retire.append(result.enq_seq)
+        left.refused.pop(result.enq_seq, None)
+        left.retire[result.enq_seq] = None

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 from organism.bus.messages import Device, Heartbeat, HeartbeatReply, Metrics, TaskRef
 
-AHEAD = 8
+AHEAD = 16
 """Orders of jobs that start nothing (``messages.STARTS_NOTHING``) that a GPU may have at the same time."""
 MISSES = 3
 """Heartbeats in a row that do not mention an order before it counts as lost."""
+AGAIN = 1.0
+"""Seconds after which an order is handed over again that a heartbeat does not mention: before, it may be on its way."""
 UNKNOWN_BUSY, UNKNOWN_TEMP, STALE_PENALTY = 50.0, 60.0, 30.0
 """S1k-025."""
 
@@ -39,6 +41,8 @@ class Order:
     ref: TaskRef
     since: float
     committed: bool = False
+    handed: float = float("-inf")
+    """When the worker was given it last."""
     misses: int = 0
     running: bool = False
     brief: bool = False
@@ -89,6 +93,8 @@ class Gpu:
     held: set[TaskRef] = field(default_factory=set)
     """Attempts on another GPU of this host that have this one too."""
     spec: int = 0
+    hears: bool = False
+    """Orders are handed over to it."""
     warm: frozenset[str] = frozenset()
     released_at: float = float("-inf")
     progressed: bool = False
@@ -127,6 +133,8 @@ class Beat:
     reply: HeartbeatReply
     lost: list[Order] = field(default_factory=list)
     started: list[Order] = field(default_factory=list)
+    unheard: list[Order] = field(default_factory=list)
+    """Perhaps never arrived: to be handed over again."""
     changed: bool = False
     """The GPU may take a job that it could not take before."""
 
@@ -141,6 +149,10 @@ class Fleet:
         self.idle: dict[str, Gpu] = {}
         """Alive and without a job (they may still be hot or drained)."""
         self.buried: set[tuple[str, str]] = set()
+        self.drained: set[str] = set()
+        """GPUs of the pool that an operator wants no job on, whichever shard they are of."""
+        self.elsewhere: dict[str, str] = {}
+        """GPUs of other shards that were heard, and whose they are."""
         self.gangs: dict[TaskRef, Gang] = {}
         self.sizes: list[int] = []
         """All memory sizes in MiB ever seen, ascending."""
@@ -151,7 +163,7 @@ class Fleet:
     def gpu(self, gpu_id: str) -> Gpu:
         gpu = self.gpus.get(gpu_id)
         if gpu is None:
-            gpu = self.gpus[gpu_id] = Gpu(gpu_id)
+            gpu = self.gpus[gpu_id] = Gpu(gpu_id, drained=gpu_id in self.drained)
         return gpu
 
     def restore(self, gpu_id: str, incarnation: str, ref: TaskRef, seq: int, now: float) -> Order:
@@ -259,6 +271,7 @@ class Fleet:
 
     def heartbeat(self, beat: Heartbeat, now: float) -> Beat:
         """The answer to a worker's sign of life, and its consequences."""
+        self.elsewhere.pop(beat.gpu_id, None)
         gpu = self.gpu(beat.gpu_id)
         if (beat.gpu_id, beat.incarnation) in self.buried:
             return Beat(self._no("this start of the worker was declared dead; its jobs were given away", reset=True))
@@ -271,16 +284,15 @@ class Fleet:
         was = (gpu.alive, gpu.types, gpu.draining, gpu.vram_mb)
         gpu.incarnation, gpu.host, gpu.version = beat.incarnation, beat.host, beat.version
         gpu.device, gpu.types, gpu.draining = beat.device, frozenset(beat.types), beat.draining
-        gpu.unreported, gpu.spec = frozenset(beat.unreported), beat.spec
+        gpu.unreported, gpu.spec, gpu.hears = frozenset(beat.unreported), beat.spec, beat.hears
         gpu.heard = gpu.expected_since = now
         gpu.alive = True
         self._learn_size(beat.device.vram_mb)
         running, listed = set(beat.running), {*beat.running, *beat.unreported}
-        missing = self._missing(gpu, listed, now)
-        if missing:
-            self.bury(gpu)
+        if self._missing(gpu, {*listed, *beat.coming}, now):
             return Beat(
-                self._no("an order never reached this worker; its orders were given away", reset=True), lost + missing
+                self._no("an order never reached this worker; its orders were given away", reset=True),
+                lost + self.bury(gpu),
             )
         started = [order for ref, order in gpu.orders.items() if ref in running and not order.running]
         for order in started:
@@ -288,8 +300,11 @@ class Fleet:
         revoked = self._revoked(gpu, running, listed, now)
         freed = self._reunite(gpu, running, now)
         freed |= self._refresh(gpu)
-        reply = HeartbeatReply(ok=True, lease_s=self.limits.lease, epoch=self.epoch, revoked=revoked, drain=gpu.drained)
-        return Beat(reply, lost, started, freed or was != (True, gpu.types, gpu.draining, gpu.vram_mb))
+        reply = HeartbeatReply(
+            ok=True, lease_s=self.limits.lease, epoch=self.epoch, revoked=revoked, drain=gpu.drained, hands=True
+        )
+        changed = freed or was != (True, gpu.types, gpu.draining, gpu.vram_mb)
+        return Beat(reply, lost, started, self._unheard(gpu, now), changed)
 
     def _no(self, reason: str, *, reset: bool = False) -> HeartbeatReply:
         return HeartbeatReply(ok=False, epoch=self.epoch, reset=reset, reason=reason)
@@ -320,15 +335,22 @@ class Fleet:
         gpu.stopping.clear()
         return lost
 
-    def _missing(self, gpu: Gpu, listed: set[TaskRef], now: float) -> list[Order]:
-        # of several orders that start nothing a worker lists those that it has begun; the others have not come up yet
+    def _missing(self, gpu: Gpu, listed: set[TaskRef], now: float) -> bool:
+        # of several orders that start nothing a worker of an earlier version lists those that it has begun; the others
+        # have not come up yet
         others_go_on = len(gpu.orders) > 1 and (bool(gpu.settling) or any(ref in listed for ref in gpu.orders))
         for ref, order in gpu.orders.items():
-            known = ref in listed or (order.brief and (others_go_on or gpu.progressed))
+            known = ref in listed or (order.brief and not gpu.hears and (others_go_on or gpu.progressed))
             order.misses = 0 if known or not order.committed else order.misses + 1
         gpu.progressed = False
         half = self.limits.heartbeat_ttl / 2  # several heartbeats in a hurry are not a sign of loss
-        return [order for order in gpu.orders.values() if order.misses >= MISSES and now - order.since >= half]
+        return any(order.misses >= MISSES and now - order.since >= half for order in gpu.orders.values())
+
+    def _unheard(self, gpu: Gpu, now: float) -> list[Order]:
+        found = [order for order in gpu.orders.values() if gpu.hears and order.misses and now - order.handed >= AGAIN]
+        for order in found:
+            order.handed = now
+        return found
 
     def _revoked(self, gpu: Gpu, running: set[TaskRef], listed: set[TaskRef], now: float) -> list[TaskRef]:
         for ref, told in list(gpu.stopping.items()):
@@ -365,6 +387,22 @@ class Fleet:
         self._refresh(gpu)
         return lost
 
+    def depart(self, beat: Heartbeat, now: float) -> tuple[Gpu, list[Order]] | None:
+        """A heartbeat of another shard's GPU: when it was one of ours, it is none any more.
+
+        Its worker has started anew to get there, so what it had here is lost as with a dead one. None when there is
+        nothing to do: it was not ours, or another device has its id, or the commit of an outcome is still in flight.
+        """
+        self.elsewhere[beat.gpu_id] = beat.shard
+        gpu = self.gpus.get(beat.gpu_id)
+        if gpu is None or gpu.settling or self._stranger(gpu, beat):
+            return None
+        lost = self.bury(gpu)
+        gpu.incarnation = beat.incarnation
+        self._reunite(gpu, set(beat.running), now)
+        del self.gpus[gpu.id]
+        return gpu, lost
+
     def _counts(self, gpu: Gpu) -> bool:
         return gpu.alive or any(order.committed for order in gpu.orders.values())
 
@@ -395,6 +433,11 @@ class Fleet:
         ):
             return None
         return gpu.metrics.gpu_busy_percent
+
+    def absence(self, gpu_id: str) -> str:
+        """Why a GPU is none of these."""
+        shard = self.elsewhere.get(gpu_id)
+        return "it is unknown" if shard is None else f"it is of shard {shard} (`maestroctl --shard {shard}`)"
 
     def obstacle(self, gpu: Gpu, now: float) -> str:
         """Why the GPU cannot be given a job now even if it had none; empty when it can (S1k-024)."""

@@ -22,7 +22,6 @@ from organism._version import VERSION
 from organism.bus.connection import BusClient, connect
 from organism.bus.errors import BusError
 from organism.bus.jetstream import JetStream
-from organism.bus.pull import PullConsumer
 from organism.core import _bus, _policy
 from organism.core._keyvalue import Settings, SettingsError
 from organism.core._root import Root
@@ -192,6 +191,7 @@ async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) ->
                 workdir=str(runner.settings.cache),
                 nats_url=",".join(settings.words("NATS_URL")),
                 types=runner.types,
+                shard=settings.text("SHARD"),
             )
             pace = Pace(
                 heartbeat=settings.number("HEARTBEAT_SEC"),
@@ -200,17 +200,18 @@ async def serve(settings: Settings, root: Root, gpu: str, notifier: Notifier) ->
                 keep_tasks=settings.integer("KEEP_TASKS"),
                 keep_seconds=settings.number("KEEP_HOURS") * 3600,
             )
-            orders = PullConsumer(bus, _bus.STREAM_WQ, _bus.run_consumer(gpu))
             use = CacheUse(root.path(settings.text("RAM_ROOT")), gpu)
             exporter = Exporter(root, settings.text("TEXTFILE_COLLECTOR"), state)
             uploader = uploader_of(settings, bus, runner, use)
-            worker = Worker(bus, orders, state, runner, pace, use, exporter, uploader)
+            worker = Worker(bus, state, runner, pace, use, exporter, uploader)
             await worker.prepare()
             await bus.listen(_bus.control_subject(gpu), worker.control)
+            await bus.hear(_bus.order_subject(gpu), worker.order)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)
             notifier.send(f"READY=1\nSTATUS=serving {state.device.model or state.device.backend} as {gpu}")
-            await _until_over(worker, lost)
+            with bus.on_reconnect(worker.heart.nudge):  # an order may have got lost with the connection
+                await _until_over(worker, lost)
             notifier.send("STOPPING=1")
             exporter.withdraw()
         finally:

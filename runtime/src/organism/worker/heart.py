@@ -50,6 +50,7 @@ class Heart:
         self._nudge = asyncio.Event()
         self._silence = Complaint("no conductor answers heartbeats")
         self._rejection = Complaint("the conductor rejects this worker")
+        self._early = Complaint("the conductor is of an earlier version, which hands no orders over,")
 
     def nudge(self) -> None:
         """Something worth telling has happened: do not wait for the next beat's time."""
@@ -101,10 +102,21 @@ class Heart:
             self._rejection.note(reply.reason or "no reason given")
             return False
         self._rejection.over()
+        self._state.epoch = reply.epoch
+        self._take_orders_of(reply)
         self._state.draining = reply.drain
         self._lease.renew(sent, reply.lease_s)
         self.answered = time.time()
         return True
+
+    def _take_orders_of(self, conductor: HeartbeatReply) -> None:
+        if conductor.hands:
+            self._early.over()
+        else:
+            self._early.note("upgrade it: this worker takes no jobs until then")
+        if conductor.hands != self._state.handed:
+            self._state.handed = conductor.hands
+            self.nudge()
 
     async def ensure_fresh(self) -> None:
         """Returns once the lease is fresh: asks the conductor, again and again with growing pauses."""

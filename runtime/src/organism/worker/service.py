@@ -3,7 +3,7 @@
 """The worker: one order at a time from the bus to a report, fenced by lease, incarnation and attempt.
 
 Order of commits (docs/architecture.md): the outcome is on this machine's disk before the conductor hears of it, the
-conductor has stored it before the order is acknowledged. Whatever dies in between, the next one finds what it needs.
+conductor has stored it before this one forgets it. Whatever dies in between, the next one finds what it needs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from organism.bus import messages
-from organism.bus.errors import BusError, ConsumerGone
+from organism.bus.errors import BusError
 from organism.bus.messages import Report, RunOrder, TaskRef
 from organism.core import _bus
 from organism.core._root import Root
@@ -37,40 +37,25 @@ from organism.worker.warm import Warm
 
 log = logging.getLogger(__name__)
 
-IN_PROGRESS_EVERY = 15.0
-"""Seconds between two signs that an order is still being worked on (a quarter of the consumer's ack_wait)."""
-POLL = 5.0
+LATE = 0.3
+"""Seconds that a stopping worker waits for one more order which was sent before the conductor knew."""
 PROGRESS_EVERY = 1.0
 NOT_BEGUN = "the worker was stopped before the job began"
 CLEAN_EVERY = 60.0
-REPORTING = 8
+REPORTING = 16
 """Reports of orders that start nothing which are on their way at the same time."""
 REPORT_PATIENCE = 5.0
 """Seconds that a worker which was told to stop still waits for the conductor's answer; the outcome is on disk."""
 
 
 class Order(Protocol):
-    """A :class:`organism.bus.pull.Delivery`."""
+    """A message of the bus."""
+
+    @property
+    def subject(self) -> str: ...
 
     @property
     def data(self) -> bytes: ...
-
-    @property
-    def reply(self) -> str: ...
-
-    async def ack(self) -> None: ...
-
-    async def ack_sync(self) -> None: ...
-
-    async def in_progress(self) -> None: ...
-
-    async def term(self, reason: str = "") -> None: ...
-
-
-class Orders(Protocol):
-    """A :class:`organism.bus.pull.PullConsumer`."""
-
-    async def next(self, timeout: float) -> Order | None: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,6 @@ class Worker:
     def __init__(
         self,
         bus: Bus,
-        orders: Orders,
         state: WorkerState,
         runner: Runner,
         pace: Pace,
@@ -106,15 +90,15 @@ class Worker:
         self.controller = Controller(state, runner.store, self.cache)
         self.stopping = asyncio.Event()
         self._bus = bus
-        self._orders = orders
         self._runner = runner
         self._warm = Warm(runner.settings.cache)
         self._pace = pace
-        self._acks: set[asyncio.Task[None]] = set()
+        self._coming: asyncio.Queue[RunOrder | None] = asyncio.Queue()
+        """Orders in hand; None says that there is something else to look at."""
+        self._reports: set[asyncio.Task[None]] = set()
         self._says: set[asyncio.Task[None]] = set()
         self._reporting = asyncio.Semaphore(REPORTING)
         self._leftovers: list[tuple[Attempt, Report]] = []
-        self._no_consumer = Complaint("no order can be fetched")
         self._no_metrics = Complaint("the GPU's sensors cannot be read")
 
     # ---- life --------------------------------------------------------------------------------------------------------
@@ -128,26 +112,11 @@ class Worker:
             for attempt in died:
                 attempt.abandon("the worker ended while it ran")
                 self.event("leftover", "died with an earlier worker", attempt.ref)
-            await self._release_order()
         self._leftovers = unreported
         self.state.unreported = {attempt.ref for attempt, _ in unreported}
 
-    async def _release_order(self) -> None:
-        """Acknowledge the order that an earlier worker held when it died.
-
-        It was addressed to that incarnation and can never run again; unacknowledged it would take one of the consumer's
-        places (``max_ack_pending``) and come back after ``ack_wait``.
-        """
-        held = await asyncio.to_thread(self._runner.store.held_order)
-        if held.startswith(f"$JS.ACK.{_bus.STREAM_WQ}.{_bus.run_consumer(self.state.gpu)}."):
-            try:
-                # said and not asked: the server does not answer when there was nothing left to acknowledge
-                await self._bus.say(held, b"+ACK")
-            except BusError as error:
-                log.warning("an earlier worker's order is not released; the next may take a minute: %s", error)
-
     async def run(self) -> None:
-        """Until :meth:`stop`. Raises what makes a worker useless (a broken launcher, a closed connection)."""
+        """Until :meth:`stop`. Whoever calls it lets :meth:`order` hear first. Raises what makes a worker useless."""
         await self._announce()
         self.event("start", f"serves {self.state.device.backend} {self.state.device.address}")
         background = [
@@ -167,12 +136,13 @@ class Worker:
                 task.result()  # none of them ends by itself but by an error
             await self._wind_down(taking)
         finally:
-            for task in (*tasks, taking, stopped, *self._says, *self._acks):
+            for task in (*tasks, taking, stopped, *self._says, *self._reports):
                 task.cancel()
-            await asyncio.gather(*tasks, taking, stopped, *self._says, *self._acks, return_exceptions=True)
+            await asyncio.gather(*tasks, taking, stopped, *self._says, *self._reports, return_exceptions=True)
 
     def stop(self) -> None:
         self.stopping.set()
+        self._coming.put_nowait(None)
 
     async def _wind_down(self, taking: asyncio.Task[None]) -> None:
         """Let the job finish within its grace, hand back what was not begun, and go."""
@@ -189,8 +159,8 @@ class Worker:
         if taking.done():
             taking.result()
             await self._hand_back()
-        if self._acks:
-            await asyncio.wait(self._acks, timeout=REPORT_PATIENCE)
+        if self._reports:
+            await asyncio.wait(self._reports, timeout=REPORT_PATIENCE)
         if self._says:
             await asyncio.wait(self._says, timeout=1)
 
@@ -198,47 +168,49 @@ class Worker:
         """Orders that were sent before the conductor knew: told as not begun, which costs the job no try."""
         with contextlib.suppress(BusError, TimeoutError):  # without a bus there is nothing to hand back to
             async with asyncio.timeout(REPORT_PATIENCE):
-                while (delivery := await self._orders.next(0.3)) is not None:
-                    order = self._read(delivery)
-                    if order is None or order.incarnation != self.state.incarnation:
-                        continue
-                    await self.reporter.deliver(self._runner.report(order, error="shutdown", message=NOT_BEGUN))
-                    await delivery.ack_sync()
+                while (order := await self._late()) is not None:
+                    if order.incarnation == self.state.incarnation:
+                        await self.reporter.deliver(self._runner.report(order, error="shutdown", message=NOT_BEGUN))
+
+    async def _late(self) -> RunOrder | None:
+        try:
+            async with asyncio.timeout(LATE):
+                while True:
+                    order = await self._coming.get()
+                    if order is not None:
+                        return order
+        except TimeoutError:
+            return None
 
     # ---- orders ------------------------------------------------------------------------------------------------------
 
-    async def _take_orders(self) -> None:
-        stopped = asyncio.create_task(self.stopping.wait())
-        try:
-            while not self.stopping.is_set():
-                if self.state.stuck:
-                    await self.stopping.wait()
-                    return
-                delivery = await self._next(stopped)
-                if delivery is not None:
-                    await self._handle(delivery)
-        finally:
-            stopped.cancel()
+    async def order(self, message: Order) -> None:
+        """Callback of the order subject."""
+        epoch = int(message.subject.rpartition(".")[2])
+        if epoch < self.state.epoch:  # it may have been over for long: the one who leads says what is to be done
+            self.event("dropped", f"from the conductor of epoch {epoch}, which leads no more")
+            return
+        order = self._read(message)
+        if order is None:
+            return
+        ref = TaskRef(order.task_id, order.attempt)
+        if ref in self.state.coming or ref in self.state.unreported or self.state.is_finished(ref):
+            return  # handed over again while a heartbeat was on its way
+        self.state.coming.add(ref)
+        self._coming.put_nowait(order)
 
-    async def _next(self, stopped: asyncio.Task[Any]) -> Order | None:
-        """The next order; None when there is none yet or the worker stops."""
-        fetch = asyncio.create_task(self._orders.next(POLL))
-        try:
-            await asyncio.wait({fetch, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not fetch.done():
-                return None
-            delivery = fetch.result()
-            self._no_consumer.over()
-            return delivery
-        except ConsumerGone as error:
-            self._no_consumer.note(error)
-            await asyncio.wait({stopped}, timeout=1)
-            return None
-        finally:
-            if not fetch.done():
-                fetch.cancel()
-                # what it raises has been told above: awaited here once more it would end the worker
-                await asyncio.gather(fetch, return_exceptions=True)
+    async def _take_orders(self) -> None:
+        while not self.stopping.is_set():
+            if self.state.stuck:
+                await self.stopping.wait()
+                return
+            order = await self._coming.get()
+            if order is not None:
+                ref = TaskRef(order.task_id, order.attempt)
+                try:
+                    await self._handle(order, ref)
+                finally:
+                    self.state.coming.discard(ref)
 
     def _read(self, delivery: Order) -> RunOrder | None:
         """The order, or None after it was refused for good: a payload that is wrong stays wrong."""
@@ -250,47 +222,32 @@ class Worker:
                 raise messages.BadMessage(f"meant for {order.gpu} - at `$.gpu`")
         except messages.BadMessage as error:
             self.event("bad_order", str(error))
-            self._later(self._acks, delivery.term(str(error)[:200]))
             return None
         return order
 
-    async def _handle(self, delivery: Order) -> None:
-        order = self._read(delivery)
-        if order is None:
-            return
-        ref = TaskRef(order.task_id, order.attempt)
-        if self.state.is_finished(ref):
-            self._later(self._acks, self._acknowledge(delivery))
-            return
+    async def _handle(self, order: RunOrder, ref: TaskRef) -> None:
         if self._runner.starts_nothing(order):
-            await self._handle_brief(delivery, order, ref)
+            await self._handle_brief(order, ref)
             return
-        with self._in_progress(delivery):
-            async with self.cache.hold():
-                self._runner.store.hold_order(delivery.reply)
-                if not await self._may_start(order):
-                    self._later(self._acks, self._acknowledge(delivery))
-                    return
-                report = await self._run(order, ref)
-                if report is not None:
-                    await self._deliver(ref, report)
+        async with self.cache.hold():
+            if not await self._may_start(order):
+                return
+            report = await self._run(order, ref)
+            if report is not None:
+                await self._deliver(ref, report)
         self.state.finished(ref)
-        self._later(self._acks, self._acknowledge(delivery))
 
-    async def _handle_brief(self, delivery: Order, order: RunOrder, ref: TaskRef) -> None:
+    async def _handle_brief(self, order: RunOrder, ref: TaskRef) -> None:
         """An order that starts nothing: it is reported while the next one is taken.
 
-        Acknowledged before it runs, whether that arrives or not: nothing of it is on disk, so after this worker's death
-        the conductor gives it anew in any case; a redelivery is known, or of another incarnation.
+        Nothing of it is on disk: after this worker's death the conductor gives it anew in any case.
         """
-        with contextlib.suppress(BusError):  # it comes again, and is known
-            await delivery.ack()
-        if ref in self.state.unreported or not await self._may_start(order):
+        if not await self._may_start(order):
             return
         report = await self._run(order, ref)
         if report is not None:
             await self._reporting.acquire()
-            self._later(self._acks, self._report_brief(ref, report))
+            self._later(self._reports, self._report_brief(ref, report))
 
     async def _report_brief(self, ref: TaskRef, report: Report) -> None:
         try:
@@ -360,40 +317,6 @@ class Worker:
                 self.uploader.owe(kept, report)
             kept.acknowledge()
 
-    async def _acknowledge(self, delivery: Order) -> None:
-        """Beside the fetch of the next order; a redelivery is known as finished."""
-        pause = 0.1
-        while True:
-            try:
-                await delivery.ack_sync()
-                return
-            except BusError as error:
-                log.debug("order not acknowledged yet: %s", error)
-            await asyncio.sleep(pause)
-            pause = min(5.0, pause * 2)
-
-    @contextlib.contextmanager
-    def _in_progress(self, delivery: Order) -> Iterator[None]:
-        """Say again and again that the order is being worked on; by a timer, since most end before the first time."""
-
-        timer: asyncio.TimerHandle
-        loop = asyncio.get_running_loop()
-
-        async def tell() -> None:
-            with contextlib.suppress(BusError):  # the bus is away: fencing covers a redelivery
-                await delivery.in_progress()
-
-        def due() -> None:
-            nonlocal timer
-            self._later(self._says, tell())
-            timer = loop.call_later(IN_PROGRESS_EVERY, due)
-
-        timer = loop.call_later(IN_PROGRESS_EVERY, due)
-        try:
-            yield
-        finally:
-            timer.cancel()
-
     # ---- what the conductor says -------------------------------------------------------------------------------------
 
     def _revoke(self, ref: TaskRef) -> None:
@@ -413,7 +336,7 @@ class Worker:
     async def control(self, message: Any) -> None:
         """Callback of the control subject: one answer each."""
         reply = self.controller.answer(message.data)
-        if message.reply:
+        if message.reply.startswith(_bus.inbox_prefix("")):
             with contextlib.suppress(BusError):  # whoever asked will ask again
                 await self._bus.say(message.reply, messages.encode(reply))
 

@@ -14,11 +14,12 @@ import msgspec
 from organism._version import VERSION
 from organism.bus import messages
 from organism.bus.messages import Device, Heartbeat, Identifier, Progress, TaskRef
+from organism.core._bus import DEFAULT_SHARD
 from organism.core._gpu_metrics import Readings
 from organism.worker.runner import Stop
 
 REMEMBERED = 1024
-"""Attempts that are remembered as finished, so that a redelivery is answered and not run."""
+"""Attempts that are remembered as finished, so that one that is handed over again is not run."""
 
 
 class WorkerLog(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -47,12 +48,19 @@ class WorkerState:
     workdir: str
     nats_url: str
     types: list[str]
+    shard: str = DEFAULT_SHARD
     incarnation: str = ""
     running: dict[TaskRef, Stop] = field(default_factory=dict)
     unreported: set[TaskRef] = field(default_factory=set)
+    coming: set[TaskRef] = field(default_factory=set)
+    """Orders in hand, until they are over or reported elsewhere."""
     revoked: set[TaskRef] = field(default_factory=set)
     draining: bool = False
     stopping: bool = False
+    epoch: int = 0
+    """Of the conductor that renewed the lease last."""
+    handed: bool = False
+    """The conductor hands orders over; one of an earlier version would leave them where nobody reads."""
     stuck: str = ""
     """Why this worker must not take another order (a process that cannot be killed holds the GPU)."""
     warm: list[str] = field(default_factory=list)
@@ -91,10 +99,14 @@ class WorkerState:
             nats_url=self.nats_url,
             types=self.types,
             running=list(self.running),
-            unreported=sorted(self.unreported, key=lambda ref: (ref.task_id, ref.attempt)),
-            draining=self.draining or self.stopping or bool(self.stuck),
+            unreported=_sorted(self.unreported),
+            draining=self.draining or self.stopping or bool(self.stuck) or not self.handed,
             spec=messages.SPEC_LEVEL,
             progress=[self.progress[ref] for ref in self.running if ref in self.progress],
+            shard=self.shard,
+            hears=True,
+            # what a stuck worker has in hand it will never begin
+            coming=[] if self.stuck else _sorted(self.coming - set(self.running)),
         )
 
     def log(self, event: str, text: str = "", ref: TaskRef | None = None) -> WorkerLog:
@@ -124,3 +136,7 @@ class WorkerState:
             vram_used_mb=readings.vram_used_mb,
             warm=self.warm,
         )
+
+
+def _sorted(refs: set[TaskRef]) -> list[TaskRef]:
+    return sorted(refs, key=lambda ref: (ref.task_id, ref.attempt))

@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 ORDER, OUTCOME, ACKNOWLEDGED, ABANDONED = "order.json", "outcome.json", "acknowledged", "abandoned"
 OWED = "owed"
 STREAMS = ("stdout", "stderr")
-HELD_BYTES = 512
-"""Room for the address of an acknowledgement, which has fewer than 200 characters: names are bounded."""
 
 
 class Taken(msgspec.Struct, kw_only=True):
@@ -153,8 +151,6 @@ class TaskStore:
     def __init__(self, work_root: Path, owner: Owner | None = None, disk: Disk | None = None) -> None:
         self.top = work_root / "tasks"
         self.disk = disk
-        # a full cache must not keep an order from being noted
-        self._held = (work_root if disk is None else disk.top.parent) / ".order"
         self.owner = owner or Owner()
 
     @property
@@ -177,23 +173,6 @@ class TaskStore:
             if top != chosen and other.path.exists():
                 remove_tree(other.path)  # of an earlier bus: an attempt has one directory
         return Attempt(chosen, ref)
-
-    def hold_order(self, reply: str) -> None:
-        """Note where the order in hand is to be acknowledged, for whoever comes after a sudden death.
-
-        Raises OSError.
-        """
-        # not synced: after a power cut the consumer's own time-out does the same, only slower
-        note = reply.encode("ascii").ljust(HELD_BYTES)
-        if not _overwrite(self._held, note):
-            write_atomic(self._held, note, mode=0o600, durable=False)
-
-    def held_order(self) -> str:
-        """What :meth:`hold_order` noted last; acknowledging it twice does no harm."""
-        try:
-            return self._held.read_text(encoding="ascii").rstrip()
-        except (FileNotFoundError, UnicodeDecodeError):
-            return ""
 
     def attempt(self, ref: TaskRef) -> Attempt:
         """The attempt where it is; in the cache when it is nowhere yet."""
@@ -259,27 +238,6 @@ def _fill_percent(cache: Path) -> float:
         return 0.0
     status = os.statvfs(cache)
     return 100.0 * (status.f_blocks - status.f_bavail) / status.f_blocks if status.f_blocks else 0.0
-
-
-def _overwrite(path: Path, note: bytes) -> bool:
-    """Write over a file of the same length, at a fifth of what a rename costs; False when it has to be made first.
-
-    A write inside one page is whole or not there for whoever looks after a kill. The file is not kept open, since that
-    would keep the cache mounted. Jobs may write to the directory: what is not the worker's own plain file is replaced.
-    Raises OSError.
-    """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False  # not there yet, a link, a fifo: making it tells what else may be wrong
-    try:
-        status = os.fstat(descriptor)
-        own = status.st_uid == os.geteuid() and status.st_nlink == 1
-        if not (stat.S_ISREG(status.st_mode) and own and status.st_size == len(note)):
-            return False
-        return os.write(descriptor, note) == len(note)
-    finally:
-        os.close(descriptor)
 
 
 def _names(directory: Path) -> list[str]:
