@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The organism.proxmox authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How fast jobs go: ``./run bench jobs [--quick] [--only speed,disk,queue,crowd,takeover] [--json] [--million]``.
+"""How fast jobs go: ``./run bench jobs [--quick] [--only speed,disk,queue,crowd,takeover,shards] [--json]``.
 
 A real nats-server (``sync_interval: always``, keys and permissions), a real conductor and twelve real workers with
 simulated GPUs, side by side with Dramatiq, taskiq, arq and Celery on Redis, round by round; the medians count.
@@ -25,12 +25,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import jobs_peers, jobs_queue, jobs_speed, jobs_takeover
+from bench import jobs_peers, jobs_queue, jobs_shards, jobs_speed, jobs_takeover
 from bench.jobs_table import Goal, table
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("ORGANISM_CACHE") or HERE.parents[1] / ".cache")
-PARTS = ("speed", "disk", "queue", "crowd", "takeover")
+PARTS = ("speed", "disk", "queue", "crowd", "takeover", "shards")
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ async def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "queue": lambda: jobs_queue.waiting(result, sizes, folder, say),
         "crowd": lambda: jobs_queue.crowd(result, sizes, folder, say),
         "takeover": lambda: jobs_takeover.takeover(result, sizes, folder, say),
+        "shards": lambda: jobs_shards.shards(result, sizes, folder, say),
     }
     for part in asked.only:
         if part == "disk" and shutil.which("strace") is None:
@@ -168,7 +169,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"a busy loop got {100 * where['share']:.0f} % of a processor; a small synced write took "
           f"{where['fsync_ms']:.2f} ms" + ("; QUICK: only a look" if result["quick"] else ""))  # fmt: skip
     columns = {"speed": jobs_speed.COLUMNS, "disk": jobs_speed.DISK_COLUMNS, "queue": jobs_queue.COLUMNS,
-               "crowd": jobs_queue.CROWD_COLUMNS, "takeover": jobs_takeover.COLUMNS}  # fmt: skip
+               "crowd": jobs_queue.CROWD_COLUMNS, "takeover": jobs_takeover.COLUMNS,
+               "shards": jobs_shards.COLUMNS}  # fmt: skip
     for name, rows in result["tables"].items():
         print("\n" + table(rows, columns[name], name))
         for note in result["notes"].get(name, []):

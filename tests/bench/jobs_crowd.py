@@ -13,7 +13,6 @@ import socket
 import sys
 
 from organism.bus.connection import connect
-from organism.bus.pull import PullConsumer
 from organism.core import _bus
 from organism.core._root import Root
 from organism.core._worker_settings import load_settings
@@ -41,9 +40,10 @@ async def serve(gpu: str, config: str) -> None:
         types=runner.types,
     )
     pace = Pace(heartbeat=settings.number("HEARTBEAT_SEC"), metrics=settings.number("METRICS_SEC"))
-    worker = Worker(bus, PullConsumer(bus, _bus.STREAM_WQ, _bus.run_consumer(gpu)), state, runner, pace)
+    worker = Worker(bus, state, runner, pace)
     await worker.prepare()
     await bus.listen(_bus.control_subject(gpu), worker.control)
+    await bus.hear(_bus.order_subject(gpu), worker.order)
     await worker.run()
 
 

@@ -83,6 +83,25 @@ async def singles(pool: Pool, maestro: AsyncMaestro, count: int) -> Throughput:
     return await _measured(pool, count, work)
 
 
+async def steady(pool: Pool, maestro: AsyncMaestro, count: int) -> Throughput:
+    """``WINDOW`` single jobs at a time, the next when one's result is there: what can be kept up.
+
+    :func:`singles` cannot: its submissions are confirmed faster than the jobs go, so that a queue of most of them
+    builds up, and a long queue is worked off in large groups, which take half the processor time a job.
+    """
+    room = asyncio.Semaphore(WINDOW)
+
+    async def work() -> float:
+        async def one() -> None:
+            async with room:
+                await _one(maestro)
+
+        await asyncio.gather(*(one() for _ in range(count)))
+        return time.monotonic()
+
+    return await _measured(pool, count, work)
+
+
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds: p50, p99, max. ``start`` is by the worker's stamp, which has whole milliseconds."""

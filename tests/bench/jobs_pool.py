@@ -37,10 +37,10 @@ TICK = os.sysconf("SC_CLK_TCK")
 LIMITS = _bus.Limits(
     queue_bytes=2048 * _bus.MIB,
     results_bytes=2048 * _bus.MIB,
-    events_bytes=1024 * _bus.MIB,
+    events_bytes=2048 * _bus.MIB,
     dead_bytes=16 * _bus.MIB,
     telemetry_bytes=16 * _bus.MIB,
-    jobs_bytes=512 * _bus.MIB,
+    jobs_bytes=1024 * _bus.MIB,
     logs_bytes=16 * _bus.MIB,
 )
 CONDUCTOR = {"HEARTBEAT_TTL_SEC": 15, "MAX_QUEUE": 5_000_000, "LOG_LEVEL": "info"}
@@ -166,7 +166,7 @@ class Pool:
         nc = await self.connected("admin", "setup")
         try:
             js = JetStream(nc, timeout=30.0)
-            wanted = _bus.topology(self.gpus, limits=LIMITS)
+            wanted = _bus.topology(limits=LIMITS)
             await topology.carry_out(js, _bus_plan.plan(await topology.read(js, wanted), wanted))
         finally:
             await nc.close()
@@ -248,9 +248,11 @@ class Pool:
 
 
 @asynccontextmanager
-async def pool(folder: Path, shape: Shape | None = None, *, workers: bool = True) -> AsyncIterator[Pool]:
+async def pool(
+    folder: Path, shape: Shape | None = None, *, workers: bool = True, kind: type[Pool] = Pool
+) -> AsyncIterator[Pool]:
     """A running pool, which ends with the context and leaves nothing."""
-    made = Pool(folder, shape or Shape())
+    made = kind(folder, shape or Shape())
     watching = asyncio.create_task(made.watch(asyncio.current_task()))
     try:
         await made.up(workers=workers)

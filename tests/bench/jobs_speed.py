@@ -67,8 +67,9 @@ async def _round(made: Pool, sizes: Sizes, *, load: bool) -> dict[str, Row]:
         row |= {"start_p50": idle.start["p50"], "start_p99": idle.start["p99"],
                 "p50": idle.result["p50"], "p99": idle.result["p99"]}  # fmt: skip
         if load:
-            assert singles["rate"] is not None
-            busy = await jobs_load.loaded(maestro, 0.8 * singles["rate"], sizes.seconds)
+            kept_up = await jobs_load.steady(made, maestro, sizes.jobs)
+            row["steady"] = kept_up.rate
+            busy = await jobs_load.loaded(maestro, 0.8 * kept_up.rate, sizes.seconds)
             row |= {"start80_p50": busy.start["p50"], "start80_p99": busy.start["p99"],
                     "p50_80": busy.result["p50"], "p99_80": busy.result["p99"], "load": busy.rate}  # fmt: skip
     return {"maestro": row, "maestro, array": arrays, "maestro, one by one": singles}
@@ -101,6 +102,8 @@ async def speed(
     result["tables"]["speed"] = rows
     result["notes"]["speed"] = [
         "maestro's CPU us/job: " + ", ".join(f"{name} {value}" for name, value in parts.items()),
+        "80 % of jobs that are waited for one by one, a hundred at a time: "
+        f"{text_of(rows['maestro'].get('steady'), 0)} a second are all",
         "submissions confirmed a second: " + ", ".join(
             f"{name} {text_of(row['submitted'], 0)}" for name, row in rows.items() if row.get("submitted")
         ),

@@ -137,8 +137,8 @@ class Server(Part):
 
 
 def probe_words(server: Server) -> list[str]:
-    """The product's watch over a server's store; it is restarted as systemd would: by its end."""
-    stop = f"/bin/kill -TERM $(cat {server.pid_file})"
+    """The product's watch over a server's store; its end is its restart, as under systemd."""
+    stop = f"/bin/kill -KILL $(cat {server.pid_file})"
     return [
         sys.executable, "-m", "organism.cli.bus", "watch", "--store", str(server.disk.place / "store"), "--health",
         f"http://127.0.0.1:{server.settings.http_port}/healthz", "--every", "0.5", "--restart", "sh", "-c", stop,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import time
@@ -14,15 +15,14 @@ from collections.abc import Awaitable, Callable
 from chaos.jobs.bus import Server
 from chaos.jobs.notebook import Notebook
 from chaos.jobs.parts import HANG, Part, wait_for
-from chaos.jobs.plan import Fault
+from chaos.jobs.plan import CONDUCTORS, Fault
 from chaos.jobs.pool import Pool
 from chaos.jobs.recorder import Recorder
 from chaos.ram.disks import CUTS
 
 from organism.bus import messages
 from organism.bus.connection import BusClient
-from organism.bus.errors import ApiError, BusError, Unavailable
-from organism.bus.jetstream import JetStream
+from organism.bus.errors import BusError
 from organism.bus.messages import Report, ReportReply
 from organism.core import _bus
 
@@ -30,16 +30,16 @@ WATCH = 0.2
 """Seconds after which what has ended by itself is started again, as by systemd."""
 FORGED = "ZOMBIE"
 """Output of a job that never ran: no result may have it."""
+LATER = 2**40
+"""An epoch that no conductor reaches: what it says is heard."""
 
 
 class Faults:
-    """``js`` is the administrator's connection."""
-
-    def __init__(self, pool: Pool, js: JetStream, book: Notebook, recorder: Recorder) -> None:
-        self.pool, self.js, self.book, self.recorder = pool, js, book, recorder
+    def __init__(self, pool: Pool, book: Notebook, recorder: Recorder) -> None:
+        self.pool, self.book, self.recorder = pool, book, recorder
         self.done: Counter[str] = Counter()
         self._locks = {name: asyncio.Lock() for name in pool.parts}
-        self._forgers: dict[str, BusClient] = {}
+        self._others: dict[tuple[str, str], BusClient] = {}
         self._how: dict[str, Callable[[Part, Fault], Awaitable[None]]] = {
             "kill": self._kill,
             "freeze": self._freeze,
@@ -63,7 +63,7 @@ class Faults:
                     group.create_task(self._one(fault))
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
-        for client in self._forgers.values():
+        for client in self._others.values():
             await client.close()
 
     async def _one(self, fault: Fault) -> None:
@@ -163,23 +163,18 @@ class Faults:
         part.send(signal.SIGUSR1)
 
     async def _storm(self, part: Part, fault: Fault) -> None:
-        """A GPU's consumer is made anew: every order that is still in the stream comes again, acknowledged or not."""
+        """With a conductor's own key: every order that the GPU was ever given comes to its worker again."""
         gpu = part.name.split(".")[1]
-        name = _bus.run_consumer(gpu)
-        config = _bus.topology([gpu]).consumers[_bus.STREAM_WQ][name]
-        body = {"stream_name": _bus.STREAM_WQ, "config": {**config, "deliver_policy": "all"}, "action": "create"}
-        async with asyncio.timeout(4 * HANG):
-            for call, payload in ((f"DELETE.{_bus.STREAM_WQ}.{name}", None), (f"CREATE.{_bus.STREAM_WQ}.{name}", body)):
-                while True:
-                    try:
-                        await self.js.api(f"CONSUMER.{call}", payload)
-                        break
-                    except (Unavailable, ApiError) as problem:
-                        if isinstance(problem, ApiError) and problem.code == 404 and call.startswith("DELETE"):
-                            break  # an earlier try whose answer got lost
-                        if isinstance(problem, ApiError) and problem.code < 500:
-                            raise
-                        await asyncio.sleep(0.3)  # the server, or its disk, is away and tells nobody when it is back
+        given = [order for orders in self.recorder.orders.values() for order in orders if order["gpu"] == gpu]
+        problem = ""
+        try:
+            nc = await self._other("conductor", CONDUCTORS[0])
+            await nc.wait_connected(HANG)
+            for order in given:
+                await nc.say(_bus.order_subject(gpu, LATER), json.dumps(order).encode())
+        except BusError as error:  # the server is away for longer: there was no storm
+            problem = str(error)[:80]
+        self.book.note("storm", gpu=gpu, orders=len(given), problem=problem)
 
     async def _forge(self, part: Part, fault: Fault) -> None:
         """With a worker's own key: outcomes of attempts that are over, by one who was thought dead."""
@@ -198,7 +193,7 @@ class Faults:
                 incarnation=order["incarnation"], type="cmd", returncode=0, stdout=f"{FORGED}\n",
             )  # fmt: skip
             try:
-                answer = await (await self._forger(gpu)).ask(
+                answer = await (await self._other("worker", gpu)).ask(
                     _bus.done_subject(gpu), messages.encode(report), timeout=3.0
                 )
                 verdict: str = messages.decode(answer.data, ReportReply).verdict
@@ -206,7 +201,8 @@ class Faults:
                 verdict = f"no answer: {problem}"[:80]
             self.book.note("forged", task_id=order["task_id"], attempt=order["attempt"], gpu=gpu, verdict=verdict)
 
-    async def _forger(self, gpu: str) -> BusClient:
-        if gpu not in self._forgers:
-            self._forgers[gpu] = await self.pool.connected("worker", gpu)
-        return self._forgers[gpu]
+    async def _other(self, kind: str, name: str) -> BusClient:
+        """A second connection with the key of one of the pool's parts."""
+        if (kind, name) not in self._others:
+            self._others[kind, name] = await self.pool.connected(kind, name)
+        return self._others[kind, name]

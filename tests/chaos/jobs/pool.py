@@ -162,9 +162,7 @@ class Pool:
         try:
             js = JetStream(nc, timeout=20.0)
             await self._answering(js)
-            wanted = _bus.topology(
-                list(GPUS), replicas=_nats_config.replicas_for(len(self.servers)), limits=self.limits
-            )
+            wanted = _bus.topology(replicas=_nats_config.replicas_for(len(self.servers)), limits=self.limits)
             await topology.carry_out(js, _bus_plan.plan(await topology.read(js, wanted), wanted))
         finally:
             await nc.close()

@@ -50,7 +50,7 @@ async def _fire(pool: Pool, js: JetStream, plan: Plan, book: Notebook) -> None:
     started = time.monotonic() + 1.0
     pool.tell_submitter(started)
     pool.submitter.start()
-    faults = Faults(pool, js, book, recorder)
+    faults = Faults(pool, book, recorder)
     watch = asyncio.create_task(faults.watch())
     try:
         firing = asyncio.create_task(faults.run(started))
@@ -110,14 +110,20 @@ async def _settled(js: JetStream, plan: Plan) -> None:
     """Until the events and states tell all ends; the checker says what is missing when they never do."""
     deadline = time.monotonic() + SETTLE
     while time.monotonic() < deadline:
-        for stream in (_bus.STREAM_EVENTS, f"KV_{_bus.BUCKET_JOBS}"):
-            messages_ = await whole(js, stream)
-            last = {one.subject: messages.decode(one.data, StateEvent).state for one in messages_}
-            if len(last) < len(plan.jobs) or any(state not in FINAL_STATES for state in last.values()):
-                break
-        else:
-            return
+        try:
+            if await _told(js, plan):
+                return
+        except Unavailable as problem:  # a stream without a leader yet, after the last fault
+            print(f"  {problem}", flush=True)
         await asyncio.sleep(1.0)  # a projection tells nobody when it is complete
+
+
+async def _told(js: JetStream, plan: Plan) -> bool:
+    for stream in (_bus.STREAM_EVENTS, f"KV_{_bus.BUCKET_JOBS}"):
+        last = {one.subject: messages.decode(one.data, StateEvent).state for one in await whole(js, stream)}
+        if len(last) < len(plan.jobs) or any(state not in FINAL_STATES for state in last.values()):
+            return False
+    return True
 
 
 def _repairs(log: Path) -> int:
