@@ -106,58 +106,58 @@ def shown(rig: Rig, dataset: str, *names: str) -> list[str]:
 
 def test_datasets_are_laid_out_and_properties_given_back(zfs: Rig, tmp_path: Path) -> None:
     rig = zfs
-    rig.must(f"zpool create -f -m none nvme-store {DISK}/nvme-QEMU_NVMe_Ctrl_fast")
-    rig.must(f"zpool create -f -m none zraid0-store {DISK}/scsi-0QEMU_QEMU_HARDDISK_scratch")
-    rig.must("zfs create -o compression=lz4 nvme-store/organism; zfs create nvme-store/organism/base")
-    rig.must("zfs set recordsize=64K nvme-store/organism")
-    before = rig.must("zfs get -H -o name,property,value,source all nvme-store/organism nvme-store/organism/base "
+    rig.must(f"zpool create -f -m none fast {DISK}/nvme-QEMU_NVMe_Ctrl_fast")
+    rig.must(f"zpool create -f -m none scratch {DISK}/scsi-0QEMU_QEMU_HARDDISK_scratch")
+    rig.must("zfs create -o compression=lz4 fast/organism; zfs create fast/organism/base")
+    rig.must("zfs set recordsize=64K fast/organism")
+    before = rig.must("zfs get -H -o name,property,value,source all fast/organism fast/organism/base "
                       "| grep -E 'compression|recordsize|atime|xattr|acltype|mountpoint|canmount'")  # fmt: skip
 
     foretold = play(rig, tmp_path, role("zfs_layout"), check=True)
     assert not rig.must("zfs list -H -o name").count("vmdata")
     done = play(rig, tmp_path, role("zfs_layout"), result="__zfs_layout_result")
     assert done.changed == foretold.changed == 1
-    assert [entry["name"] for entry in done.result["left_out"]] == ["zarchive"]
+    assert [entry["name"] for entry in done.result["left_out"]] == ["archive"]
     again = play(rig, tmp_path, role("zfs_layout"), result="__zfs_layout_result")
     assert again.changed == 0 and again.result["commands"] == []
 
     names = ("compression", "recordsize", "atime", "xattr", "acltype", "mounted")
-    assert shown(rig, "nvme-store/organism", *names) == ["zstd", "128K", "off", "sa", "posix", "yes"]
-    assert shown(rig, "nvme-store/organism/vmdata", "compression", "primarycache", "secondarycache") == [
+    assert shown(rig, "fast/organism", *names) == ["zstd", "128K", "off", "sa", "posix", "yes"]
+    assert shown(rig, "fast/organism/vmdata", "compression", "primarycache", "secondarycache") == [
         "lz4", "metadata", "metadata"
     ]  # fmt: skip
-    assert shown(rig, "nvme-store/organism/ram-persist", "recordsize", "compression") == ["1M", "zstd"]
-    assert shown(rig, "zraid0-store/organism/tmp", "logbias", "sync", "recordsize") == ["throughput", "standard", "1M"]
-    assert rig.must("zpool get -H -o value autotrim nvme-store zraid0-store").split() == ["on", "on"]
-    assert rig.must("findmnt -no SOURCE /mnt/fast/base").strip() == "nvme-store/organism/base"
+    assert shown(rig, "fast/organism/ram-persist", "recordsize", "compression") == ["1M", "zstd"]
+    assert shown(rig, "scratch/organism/tmp", "logbias", "sync", "recordsize") == ["throughput", "standard", "1M"]
+    assert rig.must("zpool get -H -o value autotrim fast scratch").split() == ["on", "on"]
+    assert rig.must("findmnt -no SOURCE /mnt/fast/base").strip() == "fast/organism/base"
 
-    unsafe = role("zfs_layout", zfs_layout_unsafe_sync_disabled_on=["zraid0-store/organism/tmp"])
+    unsafe = role("zfs_layout", zfs_layout_unsafe_sync_disabled_on=["scratch/organism/tmp"])
     assert play(rig, tmp_path, unsafe).changed == 1
-    assert shown(rig, "zraid0-store/organism/tmp", "sync") == ["disabled"]
+    assert shown(rig, "scratch/organism/tmp", "sync") == ["disabled"]
     assert play(rig, tmp_path, role("zfs_layout")).changed == 1
-    assert shown(rig, "zraid0-store/organism/tmp", "sync") == ["standard"]
+    assert shown(rig, "scratch/organism/tmp", "sync") == ["standard"]
 
     rig.must("mkdir -p /mnt/precious; touch /mnt/precious/file")
     names_before = rig.must("zfs list -H -o name")
     for name, properties, said in (
-        ("nvme-store/x", {"frobnicate": "on"}, "invalid property"),
-        ("nvme-store/x", {"used": "1"}, "cannot be set"),
-        ("nvme-store/x", {"mountpoint": "/mnt/precious"}, "would hide"),
-        ("nvme-store/x/y", {}, "parent"),
+        ("fast/x", {"frobnicate": "on"}, "invalid property"),
+        ("fast/x", {"used": "1"}, "cannot be set"),
+        ("fast/x", {"mountpoint": "/mnt/precious"}, "would hide"),
+        ("fast/x/y", {}, "parent"),
     ):
         extra = role("zfs_layout", zfs_layout_datasets=[{"name": name, "properties": properties}])
         assert said in play(rig, tmp_path, extra, fails=True).said
     assert rig.must("zfs list -H -o name") == names_before
 
-    rig.must("zfs set atime=on nvme-store/organism/base")  # somebody's later edit
+    rig.must("zfs set atime=on fast/organism/base")  # somebody's later edit
     back = play(rig, tmp_path, role("zfs_layout", zfs_layout_state="absent"), result="__zfs_layout_result")
-    assert back.changed == 1 and "zraid0-store/organism/tmp" in back.result["left_datasets"]
-    assert [entry["name"] for entry in back.result["kept_by_others"]] == ["nvme-store/organism/base atime"]
-    rig.must("zfs inherit atime nvme-store/organism/base")
-    after = rig.must("zfs get -H -o name,property,value,source all nvme-store/organism nvme-store/organism/base "
+    assert back.changed == 1 and "scratch/organism/tmp" in back.result["left_datasets"]
+    assert [entry["name"] for entry in back.result["kept_by_others"]] == ["fast/organism/base atime"]
+    rig.must("zfs inherit atime fast/organism/base")
+    after = rig.must("zfs get -H -o name,property,value,source all fast/organism fast/organism/base "
                      "| grep -E 'compression|recordsize|atime|xattr|acltype|mountpoint|canmount'")  # fmt: skip
     assert after == before
-    assert rig.must("zpool get -H -o value autotrim nvme-store zraid0-store").split() == ["off", "off"]
+    assert rig.must("zpool get -H -o value autotrim fast scratch").split() == ["off", "off"]
     assert rig.must("zfs list -H -o name") == names_before
     assert play(rig, tmp_path, role("zfs_layout", zfs_layout_state="absent")).changed == 0
     rig.must("rm -r /mnt/precious")
