@@ -17,7 +17,7 @@ from typing import Any
 
 from . import control, remote, state
 from .config import REPO, Settings, settings
-from .errors import RigError, UsageError
+from .errors import HangsError, RigError, UsageError
 from .hardware import PORT_MAC, Machine, functions
 from .qmp import Qmp
 from .show import say
@@ -87,6 +87,15 @@ class Rig:
         """
         if control.alive(self.where):
             return self.wait()
+        self._launch()
+        try:
+            return self.wait()
+        except HangsError as error:  # an emulated machine does so once in a while, a snapshot's as a boot's
+            print(f"{error}; starting it once more", file=sys.stderr, flush=True)
+        self._launch()
+        return self.wait()
+
+    def _launch(self) -> None:
         self.down()
         self.where.run.mkdir(parents=True)
         state.save_machine(self.where, self.machine)
@@ -101,7 +110,6 @@ class Rig:
                 env={**os.environ, "ORGANISM_CACHE": str(self.where.cache), "PYTHONPATH": str(REPO)},
             )
         self._follow(self._keeper)
-        return self.wait()
 
     def _follow(self, keeper: subprocess.Popen[bytes]) -> None:
         """Show the keeper's progress until it listens."""
@@ -148,6 +156,8 @@ class Rig:
             done = self.ssh("bash -s", input=SETTLE.format(**words), timeout=2 * SETTLE_SECONDS)
             if done.returncode != NO_CONNECTION or last:
                 break
+        if done.returncode == NO_CONNECTION:
+            raise HangsError(f"rig {self.where.name} no longer answers: {done.stderr.strip()}", "see ./run rig serial")
         if done.returncode:
             raise RigError(f"rig {self.where.name} has not settled: {done.stderr.strip()}", "see ./run rig serial")
         return known

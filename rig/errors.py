@@ -17,5 +17,9 @@ class UsageError(RigError):
     """The caller asked for something that makes no sense."""
 
 
+class HangsError(RigError):
+    """It was up and no longer answers."""
+
+
 class Unavailable(RigError):
     """This host cannot run a rig at all (no QEMU, no image builder)."""

@@ -27,6 +27,9 @@ from ._pve_vm_plan import addresses
 POLL = 1.0
 """Seconds between two looks; the API has no event for a VM's state."""
 
+ALREADY = "already running"
+"""What the task of a start says when another one came first."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -118,7 +121,12 @@ def _stop(pve: Pve, vm: Vm, limits: Limits, clock: Clock) -> list[str]:
 
 def _start(pve: Pve, vm: Vm, limits: Limits, clock: Clock) -> None:
     end = clock.now() + limits.start
-    _task(pve, pve.post(f"{vm.path}/status/start"), limits.start)
+    try:
+        _task(pve, pve.post(f"{vm.path}/status/start"), limits.start)
+    except PveTaskFailed as error:
+        # Somebody else's start came first (PVE/QemuServer.pm, vm_start_nolock): what was asked for is there.
+        if ALREADY not in error.exitstatus:
+            raise
     if not _until(pve, vm, True, end, clock):
         raise PveTimeout(
             f"{vm} does not run {limits.start:g} s after its start was asked for; see its task's log, or, where "

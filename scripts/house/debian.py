@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 from .steps import StepFailed, Steps
 
@@ -66,9 +67,16 @@ def install(packages: list[str], why: dict[str, str], steps: Steps) -> None:
     """apt-get install `packages`, through sudo when not root; StepFailed says what to do where neither works."""
     for name in packages:
         steps.say(f"      {name:<20} {why[name]}")
-    by_hand = f"apt-get install {' '.join(packages)}"
     if shutil.which("apt-get") is None:
         raise StepFailed(f"{steps.title}: no apt-get here: install the equivalents of these packages, then run again")
+    apt = _as_root(f"apt-get install {' '.join(packages)}", steps)
+    env = dict(os.environ)
+    steps.run([*apt, "update"], env=env)
+    steps.run([*apt, "install", "-y", "--no-install-recommends", *packages], env=env)
+
+
+def _as_root(by_hand: str, steps: Steps) -> list[str]:
+    """apt-get's first words, through sudo when not root."""
     prefix: list[str] = []
     if os.geteuid() != 0:
         then = f"run this as root, then run again:\n  {by_hand}"
@@ -78,7 +86,24 @@ def install(packages: list[str], why: dict[str, str], steps: Steps) -> None:
         if subprocess.run(["sudo", "-v"], check=False).returncode != 0:
             raise StepFailed(f"{steps.title}: sudo refused; {then}")
         prefix = ["sudo", "-n"]
-    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-q"]
-    env = dict(os.environ)
-    steps.run([*apt, "update"], env=env)
-    steps.run([*apt, "install", "-y", "--no-install-recommends", *packages], env=env)
+    return [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-q"]
+
+
+def unpack(package: str, member: str, target: Path, steps: Steps) -> None:
+    """One program out of a package, which is not installed: its daemon would start, and its files go everywhere."""
+    if shutil.which("apt-get") is None:
+        raise StepFailed(f"{steps.title}: no apt-get here: put {member} on the PATH by hand, then run again")
+    folder = target.parent / f".{package}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # apt gives up root for a download, and complains where that user cannot write
+    download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package]
+    try:
+        steps.run(download, env=dict(os.environ), cwd=folder)
+    except StepFailed:  # no lists, or lists of an older version
+        steps.run([*_as_root("apt-get update", steps), "update"], env=dict(os.environ))
+        steps.run(download, env=dict(os.environ), cwd=folder)
+    (archive,) = folder.glob("*.deb")
+    steps.run(["dpkg-deb", "-x", archive, folder / "tree"], env=dict(os.environ))
+    (folder / "tree" / member).replace(target)
+    shutil.rmtree(folder)

@@ -54,7 +54,9 @@ class _Plan:
         self.install_nats = _read(places.nats / ".stamp") != self.nats_stamp
         # afterwards the role `runtime` keeps them: it rebuilds just the runtime's wheel when sources have changed
         self.build_wheels = not (places.wheels / "wheelhouse.json").exists()
-        self.count = self.make_venv + 2 * self.install + self.install_nats + self.build_wheels
+        # somebody's own on the PATH is as good
+        self.promtool = purpose == "test" and shutil.which("promtool", path=places.environment()["PATH"]) is None
+        self.count = self.make_venv + 2 * self.install + self.install_nats + self.build_wheels + self.promtool
 
     def _stamp(self, name: str) -> str:
         files = [self.places.requirements / file for file in (*FILES[name], *ALWAYS)]
@@ -113,6 +115,10 @@ class _Plan:
             steps.done()
         _link(places.collection_link, places.repo)
         _link(places.bin / "nats-server", places.nats / "bin" / "nats-server")
+        if self.promtool:
+            steps.begin("promtool, which reads the alert rules, out of Debian's package prometheus")
+            debian.unpack("prometheus", "usr/bin/promtool", places.bin / "promtool", steps)
+            steps.done()
         if self.build_wheels:
             steps.begin("Wheels that the nodes install (they need no package index)")
             arguments = {"dest": str(places.wheels), "runtime": str(places.repo / "runtime")}

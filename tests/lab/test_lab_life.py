@@ -39,6 +39,7 @@ def sysctls() -> dict[str, str]:
                 "random/",
                 "/quota/",
                 "-nr",
+                "pty/nr",
                 "-state",
                 "ns_last_pid",
                 "tainted",

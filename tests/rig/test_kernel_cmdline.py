@@ -34,7 +34,7 @@ def test_the_menu_gets_the_parameters_and_loses_them(rig: Rig, tmp_path: Path) -
     done = play(rig, tmp_path, wanted, result="__kernel_cmdline_result")
     assert done.changed == foretold.changed == 1
     assert done.result["loader"] == "grub" and done.result["pending"] == foretold.result["pending"]
-    tail = "isolcpus=domain,managed_irq,4-11 nohz_full=4-11 hugepagesz=2M hugepages=16"
+    tail = "hugepagesz=2M hugepages=16 isolcpus=domain,managed_irq,4-11 nohz_full=4-11"  # by their keys
     assert menu(rig) == [f"{line} {tail}" for line in before]
     assert rig.must("ls /run/organism/reboot-required.d").split() == ["profile"]
     assert play(rig, tmp_path, wanted).changed == 0

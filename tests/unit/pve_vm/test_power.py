@@ -89,6 +89,16 @@ def test_a_failed_start_is_reported_with_the_task(pve: FakePve) -> None:
         power(pve, "started")
 
 
+def test_a_start_that_another_came_before_is_as_good(pve: FakePve, monkeypatch: pytest.MonkeyPatch) -> None:
+    pve.fails["task qmstart"] = "VM 200 already running"
+
+    def status(fake: FakePve, params: dict[str, Any], vmid: str) -> Any:
+        return {"status": "running" if fake.writes else "stopped"}
+
+    monkeypatch.setitem(ROUTES["GET"], r"/nodes/pve1/qemu/(\d+)/status/current", status)
+    assert power(pve, "started").steps == ["start"]
+
+
 def test_a_start_that_cannot_work_is_refused_first(pve: FakePve) -> None:
     pve.guests[200].config["hostpci0"] = "mapping=gone"
     with pytest.raises(PveRefused, match="there is no PCI mapping gone"):

@@ -7,7 +7,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from rig.driver import SETTLE
+import pytest
+
+from rig import control, driver
+from rig.driver import SETTLE, Rig
+from rig.errors import HangsError, RigError
 
 # Setting the clock adds the snapshot's age to the shell's seconds; the devices come with the first second look.
 WORLD = """
@@ -31,3 +35,27 @@ def test_the_time_that_a_machine_has_slept_is_no_time_of_waiting(tmp_path: Path)
         check=False,
     )
     assert (done.returncode, done.stdout.split()) == (0, ["waited", "settled"]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "launches"),
+    [([None], 1), ([HangsError, None], 2), ([HangsError, HangsError], 2), ([RigError], 1)],
+)
+def test_a_machine_that_hangs_is_started_once_more(
+    outcomes: list[type[RigError] | None], launches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched, waits = [], iter(outcomes)
+
+    def wait(rig: Rig) -> None:
+        if (error := next(waits)) is not None:
+            raise error("rig x no longer answers")
+
+    monkeypatch.setattr(control, "alive", lambda where: False)
+    monkeypatch.setattr(driver.Rig, "_launch", lambda rig: launched.append(rig))
+    monkeypatch.setattr(driver.Rig, "wait", wait)
+    if outcomes[-1] is None:
+        Rig("x").start()
+    else:
+        with pytest.raises(outcomes[-1]):
+            Rig("x").start()
+    assert len(launched) == launches
