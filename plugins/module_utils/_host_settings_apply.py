@@ -210,7 +210,11 @@ class _Hand:
             aim = self.plan.changes.get(f"unit:{name}", (now, now))[1]
             if set(reads) & set(files) and now.get("active") and aim["active"]:
                 names.append(name)
-        return [*calls, ("restart", *names)] if names else calls
+        if len(names) < 2:
+            return [*calls, ("restart", *names)] if names else calls
+        # systemd 257.13 dispatches the restart of a swap again and again while that of the service below it is under
+        # way, and gives up at its start limit; stopped and then started they come up
+        return [*calls, ("stop", *names), ("start", *names)]
 
     def _read_back(self) -> list[dict[str, Any]]:
         """Everything once more, as the system has it now. Raises KernelRefused on what is not as it was set."""
