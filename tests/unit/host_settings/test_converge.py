@@ -188,6 +188,16 @@ def test_a_unit_may_come_with_a_file_of_the_call_and_starts_again_when_it_change
     assert not (host.top / "etc/systemd").exists()
 
 
+def test_units_on_top_of_each_other_are_stopped_before_any_starts_again(host: Host) -> None:
+    path = "/etc/systemd/thing.conf"
+    names = ("dev-thing.swap", "thing-setup.service")
+    host.units = {name: Unit("static", "active") for name in names}
+    units = [{"name": name, "active": True, "restart_on": [path]} for name in names]
+    host.call(files=[{"path": path, "content": "size=1\n"}], units=units)
+    calls = [call.removeprefix("systemctl --no-ask-password ") for call in host.ran if "systemctl show" not in call]
+    assert calls[-2:] == [f"stop {' '.join(names)}", f"start {' '.join(names)}"]
+
+
 def test_a_unit_that_ran_before_starts_again_on_its_earlier_file(host: Host) -> None:
     path = "/etc/systemd/thing.conf"
     host.put(path, "size=9\n")
