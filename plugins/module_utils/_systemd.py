@@ -23,6 +23,7 @@ class CommandError(Exception):
 
 
 Runner = Callable[[list[str]], str]
+_SAID = 2000  # characters of a failed program's words
 
 
 def run_command(argv: list[str], *, timeout: float = 120, env: Mapping[str, str] | None = None) -> str:
@@ -35,9 +36,14 @@ def run_command(argv: list[str], *, timeout: float = 120, env: Mapping[str, str]
     except subprocess.TimeoutExpired:
         raise CommandError(f"`{' '.join(argv)}` did not end within {timeout:g} s") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        said = _shortened(done.stderr.strip() or done.stdout.strip())
         raise CommandError(f"`{' '.join(argv)}` ended with {done.returncode}: {said}")
     return done.stdout
+
+
+def _shortened(text: str) -> str:
+    """Beginning and end: some programs say what is wrong before their usage, others after all that they did."""
+    return text if len(text) <= _SAID else f"{text[: _SAID // 2]}\n[...]\n{text[-_SAID // 2 :]}"
 
 
 def booted(root: Root) -> bool:
