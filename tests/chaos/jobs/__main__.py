@@ -138,10 +138,12 @@ def _tell(history: histories.History, plan: Plan) -> None:
     seen = len({(order.task_id, order.attempt) for order in history.orders})
     terms = {order.term for order in history.orders}
     begun = sum(run.step == "begun" for run in history.runs)
+    purged = sum(last - first + 1 for first, last in history.missed)
     print(f"  {len(history.accepted)} submissions acknowledged of {len(plan.jobs)}, {len(history.repeated)} repeated,"
           f" {len(history.contradicted)} contradicted: " + _counts(states))  # fmt: skip
     print(f"  {history.faults.total()} faults: {_counts(history.faults)}")
-    print(f"  {attempts} attempts, {seen} of their orders seen, in {len(terms)} terms; {begun} processes begun")
+    print(f"  {attempts} attempts, {seen} of their orders seen, in {len(terms)} terms; {begun} processes begun;"
+          f" {purged} of the queue's messages purged unread")  # fmt: skip
     print(f"  retries: {_counts(retries)}; cancellations: {_counts(Counter(history.cancels.values()))}")
     print(f"  {len(history.forged)} forged outcomes: {_counts(Counter(verdict for *_, verdict in history.forged))}")
     print(f"  {len(history.dead)} dead letters; servers restarted by the watch over their disk: {history.repairs};"

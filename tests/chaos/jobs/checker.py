@@ -100,12 +100,19 @@ def _fenced(history: History, plan: Plan) -> Iterator[str]:
             yield f"{task_id}: run orders for submissions {sorted({order.enq_seq for order in given})}"
     for name, result in history.results:
         numbers = [order.attempt for order in orders.get(name, [])]
-        if numbers and max(numbers) != result.attempts:
+        if numbers and max(numbers) != result.attempts and not _unread(history, orders[name][-1], result):
             yield f"{name}: attempt {max(numbers)} was the last one given out, the result is of {result.attempts}"
     begun = Counter((run.task_id, run.attempt) for run in history.runs if run.step == "begun")
     for (task_id, attempt), count in begun.items():
         if count > 1:
             yield f"{task_id}: attempt {attempt} was run {count} times"
+
+
+def _unread(history: History, last: Order, result: Result) -> bool:
+    """Was the order purged before the recorder could read it? The job's own history must tell of it then."""
+    told = {event.attempt for event in result.history if event.state == "scheduled"}
+    later = set(range(last.attempt + 1, result.attempts + 1))
+    return bool(later) and later <= told and any(first > last.seq for first, _last in history.missed)
 
 
 def _no_zombie(history: History, plan: Plan) -> Iterator[str]:

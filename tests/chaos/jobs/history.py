@@ -52,6 +52,8 @@ class History:
     cancels: dict[str, str] = field(default_factory=dict)
     cancelling: set[str] = field(default_factory=set)
     orders: list[Order] = field(default_factory=list)
+    missed: list[tuple[int, int]] = field(default_factory=list)
+    """(first, last) of the queue's stream that were purged before the recorder, cut off, could read them."""
     results: list[tuple[str, Result]] = field(default_factory=list)
     """(id in the subject, result), in the stream's order."""
     events: list[StateEvent] = field(default_factory=list)
@@ -112,6 +114,8 @@ def _take(made: History, what: str, line: dict[str, Any]) -> None:
         made.cancelling.add(line["task_id"])
     elif what == "cancel":
         made.cancels[line["task_id"]] = line["verdict"]
+    elif what == "missed":
+        made.missed.append((line["first"], line["last"]))
     elif what == "result":
         made.results.append((line["task_id"], msgspec.convert(line["body"], Result)))
     elif what == "event":

@@ -29,6 +29,7 @@ class Recorder:
         self.orders: dict[str, list[dict[str, Any]]] = {}
         self.results: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._next = 0
 
     def start(self) -> None:
         self._tasks = [
@@ -63,6 +64,9 @@ class Recorder:
                 await tail.close()
 
     def _queue(self, message: Stored) -> None:
+        if 0 < self._next < message.seq:  # cut off for so long that what is finished was purged meanwhile
+            self.book.note("missed", first=self._next, last=message.seq - 1)
+        self._next = message.seq + 1
         kind = message.subject.split(".")[2]
         body = json.loads(message.data)
         if kind == "run":

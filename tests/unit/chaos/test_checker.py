@@ -287,6 +287,28 @@ def test_each_violation_is_caught(inject: Injection, rule: str, words: str) -> N
     assert any(one.startswith(f"{rule}: {words}") for one in found), found
 
 
+@pytest.mark.parametrize(
+    ("missed", "told", "excused"),
+    [
+        ([(12, 90)], True, True),
+        ([], True, False),
+        ([(2, 10)], True, False),  # before the order that was read
+        ([(12, 90)], False, False),
+    ],
+)
+def test_an_order_that_was_purged_unread_is_told_by_the_jobs_own_history(
+    missed: list[tuple[int, int]], told: bool, excused: bool
+) -> None:
+    history = clean()
+    history.orders.remove(order_of(history, "j1", 2))
+    history.missed = missed
+    if not told:
+        steps = result_of(history, "j1").history
+        change(history, "j1", history=[one for one in steps if (one.state, one.attempt) != ("scheduled", 2)])
+    words = "fenced: j1: attempt 1 was the last one given out, the result is of 2"
+    assert (words in check(history, PLAN)) is not excused
+
+
 def test_each_rule_is_shown_to_catch_something() -> None:
     shown = {mark.args[1][n][1] for mark in test_each_violation_is_caught.pytestmark for n in range(len(mark.args[1]))}  # type: ignore[attr-defined]  # set by pytest.mark
     assert shown | {"order"} == {rule.__name__.strip("_").replace("_", " ") for rule in RULES}
