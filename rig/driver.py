@@ -159,7 +159,7 @@ class Rig:
         if done.returncode == NO_CONNECTION:
             raise HangsError(f"rig {self.where.name} no longer answers: {done.stderr.strip()}", "see ./run rig serial")
         if done.returncode:
-            raise RigError(f"rig {self.where.name} has not settled: {done.stderr.strip()}", "see ./run rig serial")
+            raise HangsError(f"rig {self.where.name} has not settled: {done.stderr.strip()}", "see ./run rig serial")
         return known
 
     def machine_now(self) -> Machine:

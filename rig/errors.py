@@ -18,7 +18,7 @@ class UsageError(RigError):
 
 
 class HangsError(RigError):
-    """It was up and no longer answers."""
+    """It was up, and no longer answers or does not find all its devices."""
 
 
 class Unavailable(RigError):
