@@ -32,6 +32,9 @@ class Server:
         self.up = asyncio.Event()
         self.up.set()
         self.is_closed = False
+        self.replicas = 1
+        self.dies_with: list[str] = []
+        """Message ids that a leader takes with it; each once."""
         self.tried = asyncio.Event()
         """Something was to be written while there was no connection."""
 
@@ -46,16 +49,24 @@ class Server:
 
     async def say(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         message = Outgoing(subject, data, (headers or {}).get("Nats-Msg-Id"))
-        if self.up.is_set():
+        if message.msg_id in self.dies_with:
+            self.dies_with.remove(message.msg_id)
+        elif self.up.is_set():
             self._store(message)
         else:
             self.pending.append(message)
 
-    async def publish(self, subject: str, data: bytes, *, msg_id: str | None = None) -> PubAck:
+    async def publish(
+        self, subject: str, data: bytes, *, msg_id: str | None = None, headers: dict[str, str] | None = None
+    ) -> PubAck:
+        msg_id = msg_id or (headers or {}).get("Nats-Msg-Id")
         if not self.up.is_set():
             self.tried.set()
             await self.up.wait()
             raise Unavailable("the connection was lost")
+        if msg_id in self.dies_with:
+            self.dies_with.remove(msg_id)
+            raise Unavailable("no answer within 5 s")
         return PubAck("", self._store(Outgoing(subject, data, msg_id)), duplicate=False)
 
     def _store(self, message: Outgoing) -> int:
@@ -80,7 +91,8 @@ class Server:
 
     async def info(self, stream: str) -> dict[str, Any]:
         kept = self.streams[stream]
-        return {"state": {"messages": len(kept), "first_seq": 1, "last_seq": len(kept)}}
+        state = {"messages": len(kept), "first_seq": 1, "last_seq": len(kept)}
+        return {"state": state, "config": {"num_replicas": self.replicas}}
 
     async def api(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         return {"state": {"subjects": dict.fromkeys(self.queued, 1)}}
@@ -124,6 +136,26 @@ def test_what_happened_while_the_server_was_away_is_written_after_what_it_lost()
         return server.events("j")
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == [0, 3]
+
+
+@pytest.mark.usefixtures("looked_up")
+def test_a_leader_that_takes_the_beginning_of_a_group_with_it_leaves_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is to another server and stays; the next leader stores and answers the rest of the group."""
+    monkeypatch.setattr(projections, "RETRY", 0.0)
+
+    async def main() -> tuple[list[int], int]:
+        server = Server()
+        server.replicas, server.dies_with = 3, ["j:0"]
+        feed = Projections(server, pytest.fail)  # type: ignore[arg-type]  # stand-ins
+        feed.start()
+        await feed.drain()
+        for one in (event(0, "enqueued"), event(8, "scheduled"), event(12, "done")):
+            feed.event(one)
+        await feed.drain()
+        await feed.stop()
+        return server.events("j"), decode(server.streams[STATES][-1].data, StateEvent).n
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ([8, 12, 0, 12], 12)
 
 
 @pytest.mark.usefixtures("looked_up")

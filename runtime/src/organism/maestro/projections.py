@@ -3,10 +3,11 @@
 """State events (ORG_EVENTS) and the latest state of each job (bucket organism_jobs): what others look at.
 
 Nothing is decided on them, so they are written behind the truth: in groups whose last message is answered for all
-(one connection, one stream, one order). What a crash or a power cut of the server may have cost is found and sent
-again, with the same message ids and in the order of its own time, after a reconnection and after a takeover, before
-anything new is written (:mod:`organism.maestro.survivors`); and once more somewhat later, since nothing fences off what
-a predecessor still had on its way.
+(one connection, one stream, one order). Where a stream has replicas each has its own answer: a leader may die with the
+first half of a group, and its successor store the second. What a crash or a power cut of the server may have cost is
+found and sent again, with the same message ids and in the order of its own time, after a reconnection and after a
+takeover, before anything new is written (:mod:`organism.maestro.survivors`); and once more somewhat later, since
+nothing fences off what a predecessor still had on its way.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Projections:
         self.may_write: Callable[[], bool] = lambda: True
         """Whether the lease is ours at this moment."""
         self._interrupted = False
+        self._replicas: dict[str, int] = {}
         self._late = False
         self._later: asyncio.TimerHandle | None = None
         self._inherited: list[str] = []
@@ -181,6 +183,8 @@ class Projections:
         ]
         if not await self._group(_bus.STREAM_EVENTS, group):
             self._events.extendleft(reversed(events))
+            if self._interrupted:
+                self._again += len(events)  # a part of them may be there, behind which the others come
             return False
         self._sent.extend(events)
         self._last_group = len(events)
@@ -221,15 +225,19 @@ class Projections:
         if self._interrupted:
             return False
         try:
-            for message in group[:-1]:
-                headers = {"Nats-Msg-Id": message.msg_id} if message.msg_id else None
-                await self.js.nc.say(message.subject, message.data, headers=headers)
-            last = group[-1]
-            await self.js.publish(last.subject, last.data, msg_id=last.msg_id)
+            if await self._replicated(stream):
+                await self._each(group)
+            else:
+                for message in group[:-1]:
+                    await self.js.nc.say(message.subject, message.data, headers=_identity(message))
+                last = group[-1]
+                await self.js.publish(last.subject, last.data, msg_id=last.msg_id)
         except Unavailable as problem:
             if self.js.nc.is_closed:
                 raise
             log.info("%s: %s; trying again", stream, problem)
+            if self._replicas.get(stream, 1) > 1:
+                self._interrupted = True
             await asyncio.sleep(RETRY)  # the server is there, its streams are not yet: there is no event for it
             return False
         except StreamFull:
@@ -237,6 +245,20 @@ class Projections:
         except BusError as problem:
             self._complain("events_refused", f"{stream}: {problem}")
         return True
+
+    async def _replicated(self, stream: str) -> bool:
+        if stream not in self._replicas:
+            self._replicas[stream] = int((await self.js.info(stream)).get("config", {}).get("num_replicas", 1))
+        return self._replicas[stream] > 1
+
+    async def _each(self, group: Sequence[Outgoing]) -> None:
+        """Send all at once and wait for all. None is sent again by itself: it would come behind those after it."""
+        said = (self.js.publish(one.subject, one.data, headers=_identity(one)) for one in group)
+        problems = [
+            one for one in await asyncio.gather(*said, return_exceptions=True) if isinstance(one, BaseException)
+        ]
+        for problem in sorted(problems, key=lambda one: not isinstance(one, Unavailable)):
+            raise problem
 
     # ---- after a crash -----------------------------------------------------------------------------------------------
 
@@ -325,6 +347,10 @@ class Projections:
             except messages.BadMessage as problem:
                 log.warning("%s: %s is not readable: %s", stream, subject, problem)
         return numbers
+
+
+def _identity(message: Outgoing) -> dict[str, str] | None:
+    return {"Nats-Msg-Id": message.msg_id} if message.msg_id else None
 
 
 def _newest(events: Iterable[tuple[StateEvent, bytes]]) -> dict[str, tuple[StateEvent, bytes]]:
