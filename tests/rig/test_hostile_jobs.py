@@ -158,10 +158,10 @@ def test_a_memory_hog_is_ended_within_its_limit(pool: Rig, gpu: str, hog: str) -
     pool.must(f"rm -rf /srv/gpucache/{gpu}/tasks/hog")
 
 
-@pytest.mark.parametrize("where", [".", "/srv/gpucache/gpu0", "nameless"])
-def test_a_disk_filler_is_ended_and_what_it_wrote_is_gone(pool: Rig, where: str) -> None:
-    free = "df --output=avail -k /srv/gpucache/gpu0 | tail -1"
-    before = int(pool.must(free))
+FREE = "df --output=avail -k /srv/gpucache/gpu0 | tail -1"
+
+
+def filler(where: str) -> dict[str, Any]:
     script = f"""
 import os, time
 path = {"." if where == "nameless" else where!r} + "/fill"
@@ -176,11 +176,28 @@ with open(path, "wb") as stream:
         print(error.strerror, flush=True)
         time.sleep(3600)
 """
-    filler, after = run(pool, "gpu0", python("filler", script), shell("after", "echo fine > file && cat file"))
-    assert filler["error"] == "disk", filler
-    assert "has filled the disk" in filler["message"]
+    return python("filler", script)
+
+
+@pytest.mark.parametrize("where", [".", "/srv/gpucache/gpu0", "nameless"])
+def test_a_disk_filler_is_ended_and_what_it_wrote_is_gone(pool: Rig, where: str) -> None:
+    before = int(pool.must(FREE))
+    full, after = run(pool, "gpu0", filler(where), shell("after", "echo fine > file && cat file"))
+    assert full["error"] == "disk", full
+    assert "has filled the disk" in full["message"]
     assert after["stdout"] == "fine\n", after
-    assert int(pool.must(free)) > before - 10 * 1024  # KiB
+    assert int(pool.must(FREE)) > before - 10 * 1024  # KiB
+
+
+def test_a_filler_that_may_go_on_on_disk_leaves_nothing_in_the_cache(pool: Rig) -> None:
+    before = int(pool.must(FREE))
+    pool.must("umount /data/gpucache/gpu0")
+    full, after = run(pool, "gpu0", filler("/srv/gpucache/gpu0"), shell("after", "pwd"))
+    pool.must("mount -t tmpfs -o size=64M tmpfs /data/gpucache/gpu0")
+    assert full["error"] == "cache_full", full
+    assert "the next attempt works on disk" in full["message"]
+    assert after["stdout"] == "/srv/gpucache/gpu0/tasks/after/1/work\n", "the cache has room again"
+    assert int(pool.must(FREE)) > before - 10 * 1024  # KiB
 
 
 def test_a_flood_of_output_costs_neither_memory_nor_disk(pool: Rig) -> None:

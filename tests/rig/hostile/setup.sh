@@ -12,6 +12,8 @@ disk=/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_scratch
 mkfs.ext4 -q -F "$disk" 256M
 mount "$disk" /srv/gpucache/gpu0
 mount -t tmpfs -o size=1G tmpfs /srv/gpucache/gpu1
+# no roomier than the cache: who has filled that is not sent on to here
+mount -t tmpfs -o size=64M tmpfs /data/gpucache/gpu0
 # two device nodes by the names of GPUs, which here are consoles
 mkdir -p /dev/dri
 for number in 0 1; do

@@ -195,7 +195,8 @@ class Runner:
         if full:
             fields |= {"error": "cache_full", "message": f"{fields['message']}; {full}"}
         if fields["error"] == "cache_full":
-            notes += await _wiped(guard, attempt.work)
+            # one that was ended for what it had taken leaves nothing of it behind, wherever in the cache it lies
+            notes += await _wiped(guard, None if stop.why == "cache_full" else attempt.work)
         notes = [note for note in (fields.pop("message"), *notes, trouble) if note]
         report = self.report(
             order,
